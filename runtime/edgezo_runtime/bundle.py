@@ -1,0 +1,186 @@
+"""The bundle: a folder with a weight-free graph, its weights, its tokenizer and a manifest.
+
+Both sides use this schema: the exporter writes bundles, the engine reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import sha256, write_text
+
+SCHEMA = 1
+MANIFEST = "edgezo.json"
+GRAPH = "graph.onnx"
+WEIGHTS = "model.safetensors"
+SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight tensor: a graph input of the same name.
+
+    Attributes:
+        name: its key in the checkpoint.
+        shape: its shape in the checkpoint's own layout.
+        dtype: its dtype's name.
+        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``.
+        aliases: other checkpoint keys that are tied to this tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Port:
+    """One data input or output of the graph; a dimension is a number or a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `edgezo.json` holds (see docs/bundle.md).
+
+    Attributes:
+        parameters: every weight of the graph, in arena order.
+        inputs: the graph's data inputs (the parameters are inputs too, and not repeated here).
+        outputs: the graph's outputs.
+        context_length: the longest sequence that the model takes, in tokens.
+        task: the bundle's default task and its settings, e.g. ``{"name": "classify", ...}``.
+        files: SHA-256 of each other file of the bundle.
+        versions: versions of the programs that made it.
+        schema: version of this schema.
+    """
+
+    parameters: tuple[Parameter, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    context_length: int
+    task: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Returns the manifest as the text of `edgezo.json`."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        """Parses `edgezo.json`; `path` is named in errors. Raises InputError if it is damaged."""
+        try:
+            raw = json.loads(text)
+            schema = raw["schema"]
+            if schema != SCHEMA:
+                raise InputError(
+                    f"{path} has schema {schema}, this edgezo reads schema {SCHEMA}: "
+                    "export the bundle again or install the edgezo that made it"
+                )
+            parameters = tuple(
+                Parameter(p["name"], tuple(p["shape"]), p["dtype"], p["kind"], tuple(p["aliases"]))
+                for p in raw["parameters"]
+            )
+            inputs, outputs = (
+                tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in raw[key])
+                for key in ("inputs", "outputs")
+            )
+            manifest = cls(
+                parameters,
+                inputs,
+                outputs,
+                int(raw["context_length"]),
+                dict(raw["task"]),
+                dict(raw["files"]),
+                dict(raw["versions"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not an edgezo manifest: {error!r}") from error
+        for parameter in manifest.parameters:
+            dtypes.named(parameter.dtype)
+            if not all(type(n) is int and n >= 0 for n in parameter.shape):
+                raise InputError(f"{path}: parameter {parameter.name!r} has a damaged shape")
+        return manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk: its folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def graph(self) -> Path:
+        """The graph's file."""
+        return self.folder / GRAPH
+
+    @property
+    def weights(self) -> Path:
+        """The weights' file."""
+        return self.folder / WEIGHTS
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which names this bundle in journals."""
+        return sha256(self.folder / MANIFEST)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` has a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def open_bundle(folder: Path | str) -> Bundle:
+    """Opens the bundle in `folder` and checks every file but the weights against the manifest.
+
+    The weights are checked while they are loaded, in the same pass.
+
+    Raises:
+        InputError: no bundle there, or a file is missing or does not match its checksum.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{folder} is not an edgezo bundle: it has no readable {MANIFEST}; "
+            "make one with `edgezo export` or `edgezo demo`"
+        ) from error
+    manifest = Manifest.from_json(text, path)
+    for name, digest in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"bundle {folder} lacks {name}, which its manifest names")
+        if name != WEIGHTS and sha256(file) != digest:
+            raise InputError(
+                f"{file} does not match its checksum in {MANIFEST}: it was changed or damaged"
+            )
+    for name in (GRAPH, WEIGHTS):
+        if name not in manifest.files:
+            raise InputError(f"{path} names no {name}")
+    return Bundle(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest, last of a bundle's files: a folder with a manifest is complete."""
+    write_text(folder / MANIFEST, manifest.to_json())

@@ -1,0 +1,60 @@
+"""The weight dtypes edgezo knows, and how each is named in NumPy, safetensors and ONNX.
+
+NumPy has no bfloat16: such weights are held as the uint16 of their bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgezo_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One weight dtype.
+
+    Attributes:
+        name: the name used in manifests, e.g. ``"bfloat16"``.
+        storage: the NumPy dtype that holds its bits.
+        safetensors: its name in a safetensors header.
+        onnx: its number in ONNX's ``TensorProto.DataType``.
+    """
+
+    name: str
+    storage: np.dtype
+    safetensors: str
+    onnx: int
+
+
+FLOAT32 = Dtype("float32", np.dtype("<f4"), "F32", 1)
+FLOAT16 = Dtype("float16", np.dtype("<f2"), "F16", 10)
+BFLOAT16 = Dtype("bfloat16", np.dtype("<u2"), "BF16", 16)
+INT64 = Dtype("int64", np.dtype("<i8"), "I64", 7)
+INT8 = Dtype("int8", np.dtype("i1"), "I8", 3)
+UINT8 = Dtype("uint8", np.dtype("u1"), "U8", 2)
+
+ALL = (FLOAT32, FLOAT16, BFLOAT16, INT64, INT8, UINT8)
+TRAINABLE = (FLOAT32, FLOAT16, BFLOAT16)
+_BY_NAME = {dtype.name: dtype for dtype in ALL}
+_BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in ALL}
+
+
+def named(name: str) -> Dtype:
+    """Returns the dtype of a manifest's `name`; raises InputError for a name edgezo does not know."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        known = ", ".join(_BY_NAME)
+        raise InputError(f"dtype {name!r} is not supported; use one of {known}") from None
+
+
+def from_safetensors(name: str) -> Dtype:
+    """Returns the dtype of a safetensors header's `name`; raises InputError for an unknown one."""
+    try:
+        return _BY_SAFETENSORS[name]
+    except KeyError:
+        known = ", ".join(_BY_SAFETENSORS)
+        raise InputError(f"safetensors dtype {name!r} is not supported; use {known}") from None

@@ -1,0 +1,164 @@
+"""Reading and writing safetensors without a second copy of the weights.
+
+The `safetensors` library maps the file and copies each tensor out of the map, so that both count
+towards the peak memory, and it serialises from byte strings. edgezo reads straight into the arena
+and writes straight from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import CHUNK_BYTES, atomic_writer
+
+_MAX_HEADER_BYTES = 100 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file; `start` and `stop` are byte offsets in the file."""
+
+    name: str
+    dtype: dtypes.Dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Returns the tensors of the file at `path`, by name, in the order of their bytes.
+
+    Raises:
+        InputError: the file is missing or truncated, or its header does not describe it.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise InputError(f"{path} is not a safetensors file: its header is cut or too long")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a safetensors file: its header is not JSON") from error
+    try:
+        entries = _entries(header, data_start=8 + length)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} has a damaged safetensors header: {error}") from error
+    end = 8 + length
+    for entry in entries:
+        if entry.start != end:
+            raise InputError(f"{path} has a damaged safetensors header at tensor {entry.name!r}")
+        end = entry.stop
+    if end != size:
+        raise InputError(f"{path} holds {size} bytes but its header describes {end}: it is cut")
+    return {entry.name: entry for entry in entries}
+
+
+def _entries(header: Mapping[str, object], data_start: int) -> list[TensorEntry]:
+    entries = []
+    for name, fields in header.items():
+        if name == "__metadata__":
+            continue
+        if not isinstance(fields, dict):
+            raise ValueError(f"tensor {name!r} is not described")
+        dtype = dtypes.from_safetensors(fields["dtype"])
+        shape = tuple(fields["shape"])
+        start, stop = fields["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+            raise ValueError(f"tensor {name!r} has a negative or fractional size")
+        if stop - start != math.prod(shape) * dtype.storage.itemsize:
+            raise ValueError(f"tensor {name!r} has offsets that disagree with its shape")
+        entries.append(TensorEntry(name, dtype, shape, data_start + start, data_start + stop))
+    return sorted(entries, key=lambda entry: (entry.start, entry.stop))
+
+
+def read_into(path: Path, destinations: Mapping[str, np.ndarray]) -> str:
+    """Fills `destinations` from the file at `path` in one pass and returns the file's SHA-256.
+
+    Args:
+        path: a safetensors file.
+        destinations: C-contiguous arrays by tensor name, in the tensors' storage dtype and shape.
+            Tensors without a destination are read for the checksum only.
+
+    Raises:
+        InputError: a tensor is missing, or differs in dtype or shape from its destination.
+    """
+    entries = read_header(path)
+    for name, array in destinations.items():
+        entry = entries.get(name)
+        if entry is None:
+            raise InputError(f"{path} has no tensor {name!r}")
+        if entry.shape != array.shape or entry.dtype.storage != array.dtype:
+            raise InputError(
+                f"tensor {name!r} of {path} is {entry.dtype.name} {list(entry.shape)}, "
+                f"not {array.dtype} {list(array.shape)} as the manifest says"
+            )
+    digest = hashlib.sha256()
+    scratch = memoryview(bytearray(CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        first = next(iter(entries.values())).start if entries else path.stat().st_size
+        digest.update(file.read(first))
+        for entry in entries.values():
+            target = destinations.get(entry.name)
+            remaining = entry.stop - entry.start
+            view = None if target is None else memoryview(target.reshape(-1).view(np.uint8))
+            while remaining:
+                chunk = scratch if view is None else view[len(view) - remaining :]
+                count = file.readinto(chunk[: min(remaining, CHUNK_BYTES)])
+                if not count:
+                    raise InputError(f"{path} was cut while it was read")
+                digest.update(chunk[:count])
+                remaining -= count
+    return digest.hexdigest()
+
+
+def map_tensor(path: Path, entry: TensorEntry) -> np.ndarray:
+    """Returns the tensor as a read-only memory map, for weights that stay frozen."""
+    return np.memmap(path, entry.dtype.storage, mode="r", offset=entry.start, shape=entry.shape)
+
+
+def write(
+    path: Path,
+    tensors: Iterable[tuple[str, dtypes.Dtype, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Writes `tensors`, in their order, to `path` atomically and returns the file's SHA-256.
+
+    The bytes depend on nothing but the arguments. Arrays are C-contiguous, in storage dtype; the
+    arrays are asked for twice if `tensors` is a list, and never copied.
+    """
+    tensors = list(tensors)
+    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    offset = 0
+    for name, dtype, array in tensors:
+        header[name] = {
+            "dtype": dtype.safetensors,
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
+    with atomic_writer(path) as file:
+        for piece in (len(encoded).to_bytes(8, "little"), encoded):
+            digest.update(piece)
+            file.write(piece)
+        for _, _, array in tensors:
+            data = memoryview(array.reshape(-1).view(np.uint8))
+            for start in range(0, len(data), CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                digest.update(chunk)
+                file.write(chunk)
+    return digest.hexdigest()
