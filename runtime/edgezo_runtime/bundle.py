@@ -107,18 +107,40 @@ class Manifest:
                 parameters,
                 inputs,
                 outputs,
-                int(raw["context_length"]),
+                raw["context_length"],
                 dict(raw["task"]),
                 dict(raw["files"]),
                 dict(raw["versions"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is not an edgezo manifest: {error!r}") from error
-        for parameter in manifest.parameters:
+        manifest._check(path)
+        return manifest
+
+    def _check(self, path: Path) -> None:
+        """Checks what nothing else would: a manifest may have been damaged or made to harm."""
+        names = [name for p in self.parameters for name in (p.name, *p.aliases)]
+        ports = [(port.name, port.dtype, *port.shape) for port in (*self.inputs, *self.outputs)]
+        if not all(isinstance(word, str) for word in (*names, *(p.kind for p in self.parameters))):
+            raise InputError(f"{path} has a parameter whose name or kind is not text")
+        if len(set(names)) < len(names):
+            raise InputError(f"{path} names one parameter twice")
+        for parameter in self.parameters:
+            if not isinstance(parameter.dtype, str):
+                raise InputError(f"{path}: parameter {parameter.name!r} has a damaged dtype")
             dtypes.named(parameter.dtype)
             if not all(type(n) is int and n >= 0 for n in parameter.shape):
                 raise InputError(f"{path}: parameter {parameter.name!r} has a damaged shape")
-        return manifest
+        if not all(isinstance(word, str | int) for port in ports for word in port):
+            raise InputError(f"{path} has a damaged input or output")
+        if type(self.context_length) is not int or self.context_length < 1:
+            raise InputError(f"{path} has context length {self.context_length!r}, not a number > 0")
+        for name, digest in self.files.items():
+            # The plain name of a file in the folder: nothing outside it is ever opened.
+            if name in ("", ".", "..") or set(name) & set('/\\:\0') or not isinstance(digest, str):
+                raise InputError(
+                    f"{path} names the file {name!r}: a bundle's files lie in its own folder"
+                )
 
 
 @dataclass(frozen=True)
@@ -171,13 +193,23 @@ def open_bundle(folder: Path | str) -> Bundle:
         file = folder / name
         if not file.is_file():
             raise InputError(f"bundle {folder} lacks {name}, which its manifest names")
-        if name != WEIGHTS and sha256(file) != digest:
+        try:
+            intact = name == WEIGHTS or sha256(file) == digest
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from error
+        if not intact:
             raise InputError(
                 f"{file} does not match its checksum in {MANIFEST}: it was changed or damaged"
             )
     for name in (GRAPH, WEIGHTS):
         if name not in manifest.files:
             raise InputError(f"{path} names no {name}")
+    described = sum(p.size * dtypes.named(p.dtype).storage.itemsize for p in manifest.parameters)
+    if (folder / WEIGHTS).stat().st_size < described:  # before anybody makes room for them
+        raise InputError(
+            f"{folder / WEIGHTS} is smaller than the {described} bytes of weights in {MANIFEST}: "
+            "it was cut or belongs to another model"
+        )
     return Bundle(folder, manifest)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import CHUNK_BYTES, atomic_writer
 
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def _entries(header: Mapping[str, object], data_start: int) -> list[TensorEntry]
         dtype = dtypes.from_safetensors(fields["dtype"])
         shape = tuple(fields["shape"])
         start, stop = fields["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+        if len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"tensor {name!r} has {len(shape)} dimensions")
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, stop)):
             raise ValueError(f"tensor {name!r} has a negative or fractional size")
         if stop - start != math.prod(shape) * dtype.storage.itemsize:
             raise ValueError(f"tensor {name!r} has offsets that disagree with its shape")
@@ -135,19 +138,40 @@ def write(
 ) -> str:
     """Writes `tensors`, in their order, to `path` atomically and returns the file's SHA-256.
 
-    The bytes depend on nothing but the arguments. Arrays are C-contiguous, in storage dtype; the
-    arrays are asked for twice if `tensors` is a list, and never copied.
+    The bytes depend on nothing but the arguments. Arrays are C-contiguous, in storage dtype, and
+    never copied.
     """
-    tensors = list(tensors)
+    arrays = {name: (dtype, array) for name, dtype, array in tensors}
+    entries = [(name, dtype, array.shape) for name, (dtype, array) in arrays.items()]
+    return write_each(path, entries, lambda name: arrays[name][1], metadata)
+
+
+def write_each(
+    path: Path,
+    entries: Iterable[tuple[str, dtypes.Dtype, tuple[int, ...]]],
+    tensor: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Writes a file as `write` does, with only one tensor in memory at a time.
+
+    Args:
+        path: the file to write.
+        entries: name, dtype and shape of each tensor.
+        tensor: returns the C-contiguous array of a name, in storage dtype; called once for each
+            entry, in their order.
+        metadata: the header's `__metadata__`.
+    """
+    entries = list(entries)
     header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
-    for name, dtype, array in tensors:
+    for name, dtype, shape in entries:
+        size = math.prod(shape) * dtype.storage.itemsize
         header[name] = {
             "dtype": dtype.safetensors,
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
         }
-        offset += array.nbytes
+        offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     digest = hashlib.sha256()
@@ -155,10 +179,14 @@ def write(
         for piece in (len(encoded).to_bytes(8, "little"), encoded):
             digest.update(piece)
             file.write(piece)
-        for _, _, array in tensors:
-            data = memoryview(array.reshape(-1).view(np.uint8))
+        for name, dtype, shape in entries:
+            array = tensor(name)
+            if array.shape != shape or array.dtype != dtype.storage:
+                raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {dtype} {shape}")
+            data = array.reshape(-1).view(np.uint8).data
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 digest.update(chunk)
                 file.write(chunk)
+            del array, data  # so that the next tensor is made with this one gone
     return digest.hexdigest()

@@ -1,0 +1,23 @@
+"""What a run tells whoever watches it."""
+
+from __future__ import annotations
+
+from edgezo.evaluate import Metrics
+from edgezo.tuner import Step
+
+
+class Callback:
+    """Watches a run; every method may be overridden, none has to be."""
+
+    def on_replay(self, done: int, total: int) -> None:
+        """Called while a resumed run rebuilds its weights."""
+
+    def on_step(self, step: Step, seconds: float) -> None:
+        """Called after each step, which took `seconds`."""
+
+    def on_eval(self, step: int, metrics: Metrics) -> None:
+        """Called after an evaluation at `step`."""
+
+    def should_stop(self) -> bool:
+        """Asked after each step; True ends the run, which can be resumed."""
+        return False

@@ -1,0 +1,66 @@
+"""What several commands share: options, machine-readable output, opening a bundle or a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgezo.run_folder import RunFolder, is_run
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import Model, load
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
+)
+
+
+def _unescaped(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else value.replace("\\n", "\n")
+
+
+template_option = click.option(
+    "--template",
+    callback=_unescaped,
+    help=r"Prompt with columns in braces, as in '{text}\nTopic:'; \n is a line break.",
+)
+
+
+def subcommand(example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a click command whose help ends with `example`."""
+    epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+    return click.command(epilog=epilog)
+
+
+def print_json(fields: dict[str, Any]) -> None:
+    """Prints `fields` as one line of JSON."""
+    click.echo(json.dumps(fields))
+
+
+def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
+    """Opens a bundle, or a run's base bundle with its tuned weights.
+
+    Returns:
+        The model, and the run's settings (empty for a bundle).
+
+    Raises:
+        InputError: neither is there, or the run is not finished.
+    """
+    if not is_run(path):
+        return load(path, threads=threads), {}
+    run = RunFolder(path)
+    settings = run.read_settings()
+    if not run.weights.exists():
+        raise InputError(
+            f"the run {path} is not finished: continue it with `edgezo resume {path}`"
+        )
+    return load(settings["bundle"], threads=threads, weights=run.weights), settings
+
+
+def megabytes(count: float) -> float:
+    """Returns bytes as megabytes with one decimal."""
+    return round(count / 1e6, 1)

@@ -1,0 +1,81 @@
+"""`edgezo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgezo.cli.common import as_json, megabytes, print_json, subcommand, template_option, threads_option
+from edgezo.cli.progress import RunProgress
+from edgezo.report import write_report
+from edgezo.settings import Settings
+from edgezo.train import Result, train
+from edgezo_runtime.memory import peak_bytes
+from edgezo_runtime.methods import METHODS
+from edgezo_runtime.schedule import NAMES
+
+
+@subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
+@click.argument("bundle", required=False)
+@click.option("--data", help="Training rows, JSONL.")
+@click.option("--eval-data", help="Held-out rows, JSONL.")
+@click.option("--out", help="Folder for the run.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
+@click.option("--task", help="classify, generate or text.  [default: by the data's columns]")
+@template_option
+@click.option("--label-words", help="Word for each label, with commas between them.")
+@click.option("--tune", help="full, or patterns of parameter names.  [default: full]")
+@click.option("--method", help=f"{', '.join(METHODS)}.  [default: mezo]")
+@click.option("--steps", type=int, help="Number of steps.  [default: 1000]")
+@click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
+@click.option("--lr", type=float, help="Learning rate of the first step.  [default: 1e-5]")
+@click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
+@click.option("--eps", type=float, help="Perturbation scale.  [default: 1e-3]")
+@click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
+@click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
+@click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
+@click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
+@threads_option
+@as_json
+def command(config: Path | None, as_json: bool, **flags: Any) -> None:
+    """Tune BUNDLE with forward passes only, in the memory of inference.
+
+    Rows are {"text", "label"}, {"prompt", "completion"} or {"text"}, or other columns that
+    --template names. The run can be stopped with Ctrl-C and continued with `edgezo resume`.
+    """
+    settings = Settings.resolve(flags, config)
+    with RunProgress(settings.steps) as progress:
+        result = train(settings, progress)
+    finish(result, as_json)
+
+
+def finish(result: Result, as_json: bool) -> None:
+    """Writes the report of a run that stopped or finished, and says how it went."""
+    write_report(result.run)
+    fields: dict[str, Any] = {
+        "run_dir": str(result.run.path),
+        "steps": result.steps,
+        "finished": result.finished,
+        "skipped": result.skipped,
+        "seconds": round(result.seconds, 2),
+        "truncated": result.truncated,
+        "journal_bytes": result.run.journal.stat().st_size,
+        "peak_rss_mb": megabytes(peak_bytes()),
+        **(result.metrics.to_json() if result.metrics else {}),
+    }
+    if as_json:
+        print_json(fields)
+        return
+    if result.truncated:
+        click.echo(f"{result.truncated} texts were cut to fit the model's context")
+    if not result.finished:
+        click.echo(f"stopped after step {result.steps}; `edgezo resume {result.run.path}` goes on")
+        return
+    if result.metrics:
+        click.echo(f"held-out {result.metrics}")
+    click.echo(
+        f"{result.steps} steps in {result.seconds:.0f} s; the run is in {result.run.path}, "
+        f"its journal has {fields['journal_bytes']} bytes"
+    )

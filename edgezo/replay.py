@@ -1,0 +1,72 @@
+"""Replay: a base bundle and a journal become a tuned bundle, without data or forward passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgezo_runtime import journal as journals
+from edgezo_runtime import safetensors_file
+from edgezo_runtime.bundle import WEIGHTS, open_bundle, write_manifest
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write
+from edgezo_runtime.model import Weights, default_threads
+from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay did: steps replayed, torn bytes left out, SHA-256 of the weights."""
+
+    steps: int
+    torn: int
+    sha256: str
+
+
+def replay(
+    run: Path, base: Path, out: Path, at_step: int | None = None, threads: int | None = None
+) -> Replayed:
+    """Rebuilds the weights of `run` as of `at_step` and writes them as the bundle `out`.
+
+    Args:
+        run: a RUN folder, or a journal file alone.
+        base: the bundle that the run began from.
+        out: a folder that does not exist yet.
+        at_step: the step to stop after; the journal's end if None.
+        threads: of the sweeps; they never change a bit.
+
+    Raises:
+        InputError: the journal is damaged, ends before `at_step`, or has another base.
+        EdgezoError: `out` cannot be written.
+    """
+    path = run / journals.NAME if run.is_dir() else run
+    journal = journals.read(path)
+    steps = len(journal.records) if at_step is None else at_step
+    if steps > len(journal.records):
+        raise InputError(
+            f"{path} ends after step {len(journal.records)}, so step {steps} cannot be rebuilt"
+        )
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out, or remove it")
+    bundle = open_bundle(base)
+    weights = Weights(bundle, journal.header["tune"], threads or default_threads())
+    check_header(journal.header, weights)
+    Tuning(weights, MemoryJournal(journal.header)).catch_up(journal.records[:steps])
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name in bundle.manifest.files:
+            if name != WEIGHTS:
+                shutil.copyfile(bundle.folder / name, temporary / name)
+        digest = safetensors_file.write(temporary / WEIGHTS, weights.tensors())
+        files = dict(bundle.manifest.files) | {WEIGHTS: digest}
+        write_manifest(temporary, dataclasses.replace(bundle.manifest, files=files))
+        temporary.rename(out)
+    except OSError as error:
+        raise EdgezoError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Replayed(steps, journal.torn, digest)

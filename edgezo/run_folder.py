@@ -1,0 +1,133 @@
+"""The RUN folder: what a run leaves behind, and where each piece lies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgezo_runtime import journal, safetensors_file
+from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write, write_text
+from edgezo_runtime.model import Weights
+
+SETTINGS = "settings.yaml"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+
+
+class RunFolder:
+    """A run's folder, which holds its journal, settings, metrics, weights and report."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.path / journal.NAME
+
+    @property
+    def weights(self) -> Path:
+        """The tuned weights, once the run is finished."""
+        return self.path / WEIGHTS
+
+    @classmethod
+    def create(cls, path: Path | str) -> RunFolder:
+        """Makes the folder; raises InputError if a run is there, EdgezoError if it cannot."""
+        run = cls(path)
+        if run.journal.exists():
+            raise InputError(
+                f"{run.path} already holds a run: continue it with `edgezo resume {run.path}`, "
+                "or choose another folder"
+            )
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgezoError(cannot_write(run.path, error)) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """Opens an existing run; raises InputError if there is none."""
+        run = cls(path)
+        if not is_run(run.path):
+            raise InputError(f"{path} is not a run folder: it has no {journal.NAME}")
+        return run
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the resolved settings."""
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        write_text(self.path / SETTINGS, text)
+
+    def read_settings(self) -> dict[str, Any]:
+        """Returns the resolved settings; raises InputError if they are damaged."""
+        path = self.path / SETTINGS
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        if not isinstance(settings, dict):
+            raise InputError(f"{path} does not hold settings: restore it from a copy")
+        return settings
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of the metrics file that are whole."""
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        metrics = []
+        for line in lines:
+            try:
+                metrics.append(json.loads(line))
+            except ValueError:
+                break  # torn by a crash
+        return metrics
+
+    def save_model(self, weights: Weights) -> str:
+        """Writes the tuned weights and the checkpoint's small files; returns the sha256."""
+        digest = safetensors_file.write(self.weights, weights.tensors())
+        for name in SIDE_FILES:
+            source = weights.bundle.folder / name
+            if source.exists():
+                try:
+                    shutil.copyfile(source, self.path / name)
+                except OSError as error:
+                    raise EdgezoError(cannot_write(self.path / name, error)) from error
+        return digest
+
+
+class MetricsFile:
+    """Appends lines to a run's `metrics.jsonl`.
+
+    Args:
+        run: the run.
+        steps: keep only what was written up to this step; a resume takes later steps again.
+    """
+
+    def __init__(self, run: RunFolder, steps: int = 0) -> None:
+        kept = [line for line in run.read_metrics() if line["step"] <= steps] if steps else []
+        self._path = run.path / METRICS
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self._path, "a", encoding="utf-8")
+
+    def write(self, **fields: Any) -> None:
+        """Appends one line; raises EdgezoError if the disk does not take it."""
+        try:
+            self._file.write(json.dumps(fields) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise EdgezoError(cannot_write(self._path, error)) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run folder."""
+    return (path / journal.NAME).is_file()

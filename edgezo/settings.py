@@ -1,0 +1,136 @@
+"""The settings of a run: flags override a YAML file, which overrides the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgezo_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run does.
+
+    Attributes:
+        bundle: the base bundle.
+        data: training rows, JSONL.
+        eval_data: held-out rows, JSONL, or None.
+        out: the RUN folder.
+        task: ``"classify"``, ``"generate"`` or ``"text"``; None: by the data's columns.
+        template: the prompt, with columns in braces; None: the task's own.
+        label_words: the word for each label, in the labels' order; None: from the data.
+        tune: ``"full"``, or patterns of parameter names with commas between them.
+        method: a name from `edgezo methods`.
+        steps: number of steps.
+        batch_size: rows per step.
+        lr: learning rate of the first step.
+        schedule: how the learning rate goes on.
+        eps: perturbation scale.
+        weight_decay: decoupled, for matrices.
+        seed: names every random choice.
+        eval_every: steps between evaluations; 0: only at the end.
+        snapshot_every: steps between snapshots; 0: none.
+        threads: of ONNX Runtime and the sweeps; None: all cores.
+    """
+
+    bundle: str
+    data: str
+    out: str
+    eval_data: str | None = None
+    task: str | None = None
+    template: str | None = None
+    label_words: tuple[str, ...] | None = None
+    tune: str = "full"
+    method: str = "mezo"
+    steps: int = 1000
+    batch_size: int = 16
+    lr: float = 1e-5
+    schedule: str = "linear"
+    eps: float = 1e-3
+    weight_decay: float = 0.0
+    seed: int = 0
+    eval_every: int = 0
+    snapshot_every: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("steps", 1), ("batch_size", 1), ("eval_every", 0),
+                             ("snapshot_every", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values, as `settings.yaml` holds them."""
+        values = dataclasses.asdict(self)
+        if self.label_words is not None:
+            values["label_words"] = list(self.label_words)
+        return values
+
+    @classmethod
+    def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+        """Merges `flags` (None: not given) over the YAML file `config` over the defaults.
+
+        Raises:
+            InputError: an unknown setting, a value of the wrong type, or one that is missing.
+        """
+        values = _read_yaml(config) if config else {}
+        values |= {name: value for name, value in flags.items() if value is not None}
+        return cls.from_dict(values, str(config) if config else "the command line")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> Settings:
+        """Makes settings of plain `values`; `source` is named in errors."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        clean: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in fields:
+                raise InputError(
+                    f"{source} has a setting {name!r} that there is none of; there are "
+                    + ", ".join(fields)
+                )
+            clean[name] = _typed(name, value, str(fields[name].type), source)
+        for name, field in fields.items():
+            if field.default is dataclasses.MISSING and clean.get(name) is None:
+                raise InputError(f"{name} is missing: give --{name.replace('_', '-')}")
+        return cls(**clean)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold lines like `lr: 1e-5`")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
+    if value is None and "None" in annotation:
+        return None
+    try:
+        if annotation.startswith("tuple"):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(str(item).strip() for item in items)
+        if annotation.startswith("int"):
+            if isinstance(value, bool) or int(value) != float(value):
+                raise ValueError
+            return int(value)
+        if annotation.startswith("float"):
+            return float(value)  # YAML reads 1e-5 as a string
+        if not isinstance(value, str):
+            raise ValueError
+        return value
+    except (TypeError, ValueError):
+        kind = {"int": "a whole number", "float": "a number", "tuple": "a list of words"}
+        wanted = next((v for k, v in kind.items() if annotation.startswith(k)), "a text")
+        raise InputError(f"{source} sets {name} to {value!r}; it must be {wanted}") from None

@@ -1,0 +1,13 @@
+"""Tasks: what the rows ask of the model, and how its answers are scored."""
+
+from edgezo.tasks.base import Example as Example
+from edgezo.tasks.base import Part as Part
+from edgezo.tasks.base import Task as Task
+from edgezo.tasks.classify import Classify as Classify
+from edgezo.tasks.generate import Generate as Generate
+from edgezo.tasks.labels import Labels as Labels
+from edgezo.tasks.labels import parse_label_words as parse_label_words
+from edgezo.tasks.make import TASKS as TASKS
+from edgezo.tasks.make import make_task as make_task
+from edgezo.tasks.make import task_from_settings as task_from_settings
+from edgezo.tasks.text import Text as Text

@@ -1,0 +1,121 @@
+"""Classification: which label's word does the model say after the prompt?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgezo.data.rows import label_value, quoted
+from edgezo.tasks.base import Example, Part, Task, answered
+from edgezo.tasks.labels import Labels
+from edgezo.tasks.template import Template, fit
+from edgezo_runtime.batch import CandidateLoss, Objective, OptionLoss
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.text import Tokenizer
+
+DEFAULT_TEMPLATE = "{text}\nLabel:"
+ANSWERS = ("label", "label_text")
+
+
+class Classify(Task):
+    """Cross-entropy over the labels' words, at the end of the prompt.
+
+    Where the words' first tokens all differ, these alone are compared, at one position a row;
+    otherwise each word is scored by the summed log-probability of all its tokens, and a row takes
+    as many sequences as there are labels.
+
+    Args:
+        tokenizer: the model's.
+        context_length: the longest sequence that the model takes, in tokens.
+        labels: the labels and their words.
+        template: the prompt. A space goes between it and the word, unless it ends in a new line
+            or a tab; spaces at its end make no difference.
+
+    Raises:
+        InputError: the template is wrong, or two words have the same tokens.
+    """
+
+    name = "classify"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context_length: int,
+        labels: Labels,
+        template: str = DEFAULT_TEMPLATE,
+    ) -> None:
+        super().__init__(tokenizer, context_length)
+        self.labels = labels
+        # A model says " word" in one token: the space belongs to the word, not to the prompt.
+        self.template = Template.parse(template.rstrip(" "), ANSWERS)
+        self._source = template
+        ends_in_space = self.template.source[-1:].isspace()
+        self._strip = "" if ends_in_space else " "
+        context = self.template.render(dict.fromkeys(self.template.columns, "text"))
+        self.word_tokens = [
+            np.array(tokenizer.encode_after(context, self._strip + word), np.int64)
+            for word in labels.words
+        ]
+        _check_distinct(self.word_tokens, labels)
+        first = np.array([tokens[0] for tokens in self.word_tokens], np.int64)
+        self.by_first_token = len(np.unique(first)) == len(first)
+        self._first = first
+        self._room = 0 if self.by_first_token else max(map(len, self.word_tokens)) - 1
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """First tokens of the labels' words, (labels,) int64, where these suffice."""
+        return self._first if self.by_first_token else super().candidates
+
+    def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
+        """Returns the row's one example; the longest columns are cut at their end to fit."""
+        label = self.labels.index(label_value(row, place), place)
+        prompt = fit(
+            self.template,
+            self.template.values(row, place),
+            self.tokenizer,
+            self.context_length - self._room,
+            place,
+            strip=self._strip,
+        )
+        self.truncated += prompt.cut
+        if self.by_first_token:
+            parts = (Part(np.array(prompt.tokens, np.int64), self._first[label : label + 1]),)
+        else:
+            parts = tuple(answered(prompt.tokens, word.tolist()) for word in self.word_tokens)
+        return [Example(parts, label)]
+
+    def objective(self, examples: Sequence[Example]) -> Objective:
+        """Returns a loss over first tokens or over whole words."""
+        right = np.array([example.label for example in examples], np.int64)
+        if self.by_first_token:
+            return CandidateLoss(right)
+        choices = len(self.labels.labels)
+        sizes = [len(part.targets) for example in examples for part in example.parts]
+        options = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        return OptionLoss(options, right, choices)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns template, labels and words."""
+        return {
+            "name": self.name,
+            "context_length": self.context_length,
+            "template": self._source,
+            "labels": list(self.labels.labels),
+            "words": list(self.labels.words),
+        }
+
+
+def _check_distinct(word_tokens: Sequence[np.ndarray], labels: Labels) -> None:
+    seen: dict[bytes, str] = {}
+    for tokens, word in zip(word_tokens, labels.words, strict=True):
+        if not len(tokens):
+            raise InputError(f"label word {quoted(word)} has no tokens; choose another word")
+        other = seen.setdefault(tokens.tobytes(), word)
+        if other != word:
+            raise InputError(
+                f"label words {quoted(other)} and {quoted(word)} have the same tokens; "
+                "choose words that the model can tell apart"
+            )

@@ -1,0 +1,77 @@
+"""Completion: the model should write a row's completion after its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgezo.data.rows import text_value
+from edgezo.tasks.base import Example, Task, answered
+from edgezo.tasks.template import Template, fit
+from edgezo_runtime.batch import Objective, TokenLoss
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.text import Tokenizer
+
+DEFAULT_TEMPLATE = "{prompt}"
+ANSWERS = ("completion",)
+
+
+class Generate(Task):
+    """Mean negative log-probability of the completion's tokens and of the end-of-text token.
+
+    Prompt and completion are joined as they are: a completion that should begin with a space has
+    to bring it.
+
+    Args:
+        tokenizer: the model's.
+        context_length: the longest sequence that the model takes, in tokens.
+        template: the prompt.
+
+    Raises:
+        InputError: the template is wrong.
+    """
+
+    name = "generate"
+
+    def __init__(
+        self, tokenizer: Tokenizer, context_length: int, template: str = DEFAULT_TEMPLATE
+    ) -> None:
+        super().__init__(tokenizer, context_length)
+        self.template = Template.parse(template, ANSWERS)
+
+    def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
+        """Returns the row's one example; the longest columns are cut at their start to fit.
+
+        The end stays, because it is what the completion follows.
+        """
+        completion = text_value(row, "completion", place)
+        values = self.template.values(row, place)
+        # Tokenised after the uncut prompt, as it stands in the data.
+        answer = self.tokenizer.encode_after(self.template.render(values), completion)
+        if self.tokenizer.eos_id is not None:
+            answer.append(self.tokenizer.eos_id)
+        if not answer:
+            raise InputError(
+                f'{place}: column "completion" has no tokens; give it text that the model knows'
+            )
+        limit = self.context_length - (len(answer) - 1)
+        if limit < 1:
+            raise InputError(
+                f'{place}: column "completion" has {len(answer)} tokens, the model\'s context '
+                f"{self.context_length}, and completions are never cut; shorten it"
+            )
+        prompt = fit(self.template, values, self.tokenizer, limit, place, keep="end")
+        self.truncated += prompt.cut
+        return [Example((answered(prompt.tokens, answer),))]
+
+    def objective(self, examples: Sequence[Example]) -> Objective:
+        """Returns the mean loss over the completions' tokens."""
+        return TokenLoss(len(examples))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the template."""
+        return {
+            "name": self.name,
+            "context_length": self.context_length,
+            "template": self.template.source,
+        }

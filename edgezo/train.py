@@ -1,0 +1,193 @@
+"""A run from settings to RUN folder, and its continuation after a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgezo.callbacks import Callback
+from edgezo.data.batches import BatchPlan
+from edgezo.data.rows import read_rows
+from edgezo.evaluate import Metrics, evaluate
+from edgezo.run_folder import MetricsFile, RunFolder
+from edgezo.settings import Settings
+from edgezo.tasks import make_task
+from edgezo.tasks.base import Example, Task
+from edgezo.tuner import Tuner
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import Model, load
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A task, its examples, and what names them in a journal."""
+
+    task: Task
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        steps: steps taken, over all its sessions.
+        finished: whether it reached its last step; otherwise it can be resumed.
+        skipped: steps whose projected gradient was not finite.
+        seconds: of this session.
+        metrics: the last evaluation, if there was one.
+        truncated: rows whose text was cut to fit the model's context.
+    """
+
+    run: RunFolder
+    steps: int
+    finished: bool
+    skipped: int
+    seconds: float
+    metrics: Metrics | None
+    truncated: int
+
+
+def train(settings: Settings, callback: Callback | None = None) -> Result:
+    """Tunes a bundle as `settings` say.
+
+    Raises:
+        InputError: bad settings, data or bundle.
+        EdgezoError: a full disk, or a run that diverged.
+    """
+    model = load(settings.bundle, tune=settings.tune, threads=settings.threads)
+    data = prepare(model, settings)
+    tuner = Tuner(
+        model,
+        method=settings.method,
+        lr=settings.lr,
+        eps=settings.eps,
+        seed=settings.seed,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        steps=settings.steps,
+        run=settings.out,
+        notes=data.notes,
+    )
+    run = RunFolder(settings.out)
+    resolved = settings.to_dict() | {"threads": model.threads}
+    resolved["bundle"] = str(Path(settings.bundle).resolve())
+    resolved["data"] = str(Path(settings.data).resolve())
+    if settings.eval_data:
+        resolved["eval_data"] = str(Path(settings.eval_data).resolve())
+    run.write_settings(resolved)
+    return _loop(tuner, run, settings, data, callback or Callback())
+
+
+def resume(path: Path | str, callback: Callback | None = None) -> Result:
+    """Continues the run in the folder `path` to its last step.
+
+    Raises:
+        InputError: no run there, a damaged journal, or data or a bundle that changed since.
+    """
+    callback = callback or Callback()
+    run = RunFolder.open(path)
+    settings = Settings.from_dict(
+        run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
+    )
+    model = load(settings.bundle, tune=settings.tune, threads=settings.threads)
+    tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
+    data = prepare(model, settings)
+    for name, value in data.notes.items():
+        if tuner.header.get(name) != value:
+            raise InputError(
+                f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
+                f"would have: restore {settings.data}, or start a new run"
+            )
+    return _loop(tuner, run, settings, data, callback)
+
+
+def prepare(model: Model, settings: Settings) -> TrainingData:
+    """Reads a run's data and makes its examples."""
+    rows = read_rows(settings.data)
+    task = make_task(
+        settings.task,
+        rows,
+        model.tokenizer,
+        model.context_length,
+        template=settings.template,
+        label_words=settings.label_words,
+        defaults=model.bundle.manifest.task,
+    )
+    train_examples = task.encode_rows(rows)
+    held_out: Sequence[Example] = ()
+    if settings.eval_data:
+        held_out = task.encode_rows(read_rows(settings.eval_data))
+    notes = {
+        "task": task.settings(),
+        "data": rows.sha256,
+        "order": {"version": 1, "batch_size": settings.batch_size},
+    }
+    return TrainingData(task, train_examples, held_out, notes)
+
+
+def _loop(
+    tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
+) -> Result:
+    plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
+    metrics_file = MetricsFile(run, tuner.step_index)
+    metrics: Metrics | None = None
+    skipped = 0
+    started = time.perf_counter()
+
+    def evaluate_now() -> Metrics:
+        found = evaluate(tuner.model, data.task, data.held_out, settings.batch_size)
+        metrics_file.write(step=tuner.step_index, eval=found.to_json())
+        callback.on_eval(tuner.step_index, found)
+        return found
+
+    try:
+        while tuner.step_index < settings.steps:
+            before = time.perf_counter()
+            indices = plan.indices(tuner.step_index + 1)
+            step = tuner.step(data.task.collate([data.train[i] for i in indices]))
+            seconds = time.perf_counter() - before
+            skipped += step.skipped
+            metrics_file.write(
+                step=step.number,
+                loss=step.loss,
+                projected_grad=step.projected_grad,
+                lr=step.lr,
+                skipped=step.skipped,
+                seconds=round(seconds, 4),
+            )
+            callback.on_step(step, seconds)
+            last = step.number == settings.steps
+            if settings.snapshot_every and step.number % settings.snapshot_every == 0 and not last:
+                tuner.snapshot()
+            if settings.eval_every and step.number % settings.eval_every == 0 and not last:
+                metrics = evaluate_if(data.held_out, evaluate_now)
+            if callback.should_stop():
+                break
+        finished = tuner.step_index >= settings.steps
+        if finished:
+            metrics = evaluate_if(data.held_out, evaluate_now)
+            tuner.save()
+    finally:
+        metrics_file.close()
+        tuner.close()
+    return Result(
+        run,
+        tuner.step_index,
+        finished,
+        skipped,
+        time.perf_counter() - started,
+        metrics,
+        data.task.truncated,
+    )
+
+
+def evaluate_if(examples: Sequence[Example], run: Callable[[], Metrics]) -> Metrics | None:
+    """Returns `run()` if there are examples to run on."""
+    return run() if examples else None

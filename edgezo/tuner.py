@@ -1,0 +1,219 @@
+"""The Tuner: tuning steps inside somebody's own loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgezo.run_folder import RunFolder
+from edgezo_runtime import journal, snapshot
+from edgezo_runtime.batch import Batch
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import atomic_writer
+from edgezo_runtime.journal import JournalWriter
+from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.model import Model
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.schedule import learning_rate
+from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step taken.
+
+    Attributes:
+        number: counts from 1.
+        loss: the batch's mean loss near the weights before the update, in nats.
+        projected_grad: the slope of the loss along the step's direction.
+        lr: the learning rate as used.
+        skipped: whether the slope was not finite, so that nothing was updated.
+    """
+
+    number: int
+    loss: float
+    projected_grad: float
+    lr: float
+    skipped: bool
+
+
+class Tuner:
+    r"""Tunes a model in place, one batch at a time.
+
+    Each step costs two forward passes and no memory beyond inference:
+    :math:`\theta \leftarrow \theta - \eta\, g z` with the slope :math:`g` of the loss along a
+    random direction :math:`z`.
+
+    Args:
+        model: from `edgezo.load`; its weights change.
+        method: a name from `edgezo methods`.
+        lr: learning rate of the first step.
+        eps: perturbation scale, in units of the weights.
+        seed: names every random choice.
+        weight_decay: decoupled, for matrices.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``; the last two need `steps`.
+        steps: the run's length.
+        run: keep the journal in this folder from the first step on, so that a crash loses nothing;
+            without it the journal stays in memory until `save`.
+        notes: more for the journal's header: task, data, batch order.
+
+    Raises:
+        InputError: a setting is out of range.
+
+    Example::
+
+        tuner = edgezo.Tuner(model, lr=1e-5)
+        for batch in edgezo.batches("train.jsonl", model, batch_size=16):
+            print(tuner.step(batch).loss)
+
+    References:
+        Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        method: str = "mezo",
+        lr: float = 1e-5,
+        eps: float = 1e-3,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        steps: int | None = None,
+        run: Path | str | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        if not np.isfinite(lr) or lr < 0:
+            raise InputError(f"lr is {lr}; use a number of 0 or above, such as 1e-5")
+        if not model.weights.at_base:
+            raise InputError(
+                "this model's weights are not its bundle's any more: load the bundle again, or "
+                "make a bundle of the tuned weights with `edgezo replay`"
+            )
+        learning_rate(lr, schedule, 1, steps)
+        self.model = model
+        self._lr, self._schedule, self._steps = lr, schedule, steps
+        settings = {"eps": eps, "weight_decay": weight_decay}
+        settings = make(method, model.arena, seed, settings).settings()
+        header = describe(model.weights, method, settings, seed, METHODS[method].scalars)
+        header |= {
+            "lr": {"lr": lr, "schedule": schedule, "steps": steps},
+            "onnxruntime": onnxruntime().__version__,
+            "threads": model.threads,
+            **(notes or {}),
+        }
+        if run is None:
+            self._tuning = Tuning(model.weights, MemoryJournal(header))
+        else:
+            folder = RunFolder.create(run)
+            writer = JournalWriter(folder.journal, header)
+            self._tuning = Tuning(model.weights, writer, folder.path)
+
+    @classmethod
+    def resume(cls, model: Model, run: Path | str, progress: Any = None) -> Tuner:
+        """Continues the run in folder `run` where its journal ends.
+
+        Args:
+            model: the run's base bundle, loaded with the run's `tune` and threads.
+            run: a RUN folder.
+            progress: called with the number of steps replayed so far.
+
+        Raises:
+            InputError: the journal is damaged, or was not made from this bundle.
+        """
+        folder = RunFolder.open(run)
+        writer = JournalWriter(folder.journal)
+        check_header(writer.header, model.weights)
+        self = cls.__new__(cls)
+        self.model = model
+        rate = writer.header["lr"]
+        self._lr, self._schedule, self._steps = rate["lr"], rate["schedule"], rate["steps"]
+        self._tuning = Tuning(model.weights, writer, folder.path)
+        self._tuning.catch_up(progress=progress)
+        return self
+
+    @property
+    def step_index(self) -> int:
+        """Number of steps taken."""
+        return self._tuning.steps
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The journal's header."""
+        return self._tuning.journal.header
+
+    def step(self, batch: Batch, lr: float | None = None) -> Step:
+        """Takes one step on `batch` and returns what it found.
+
+        A step that raises leaves no trace. Between steps the run may be stopped, the model
+        evaluated, saved, or used for generation: it always holds the unperturbed weights.
+
+        Args:
+            batch: from `edgezo.batches`, or made by hand.
+            lr: overrides the schedule for this step; it is recorded like any other.
+
+        Raises:
+            EdgezoError: the forward pass failed, the disk is full, or the run diverged.
+        """
+        number = self.step_index + 1
+        if lr is None:
+            rate = learning_rate(self._lr, self._schedule, number, self._steps)
+        else:
+            rate = np.float32(lr)
+        estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
+        record = estimate.record
+        slope = float(record.scalars[0])
+        return Step(number, estimate.loss, slope, float(rate), record.skipped)
+
+    def snapshot(self) -> None:
+        """Writes a snapshot, from which a resume can start; needs `run`."""
+        writer = self._tuning.journal
+        if not isinstance(writer, JournalWriter):
+            raise InputError("a snapshot needs a run folder: give the Tuner run=...")
+        self._tuning.mend()
+        writer.sync()
+        snapshot.write(writer.path.parent, self.step_index, self.model.weights)
+
+    def save(self, run: Path | str | None = None) -> Path:
+        """Writes the journal and the tuned weights into a RUN folder and returns its path.
+
+        Args:
+            run: the folder; by default the one that the tuner was given.
+
+        Raises:
+            InputError: another run is there.
+            EdgezoError: the folder cannot be written.
+        """
+        self._tuning.mend()
+        recorder = self._tuning.journal
+        if isinstance(recorder, JournalWriter):
+            if run is not None and Path(run).resolve() != recorder.path.parent.resolve():
+                raise InputError(f"this run is kept in {recorder.path.parent}: save it there")
+            recorder.sync()
+            folder = RunFolder(recorder.path.parent)
+        else:
+            if run is None:
+                raise InputError("save needs a folder: give it one, or give the Tuner run=...")
+            folder = RunFolder.create(run)
+            _write_journal(folder.journal, recorder)
+            folder.write_settings({"bundle": str(self.model.bundle.folder.resolve())})
+        folder.save_model(self.model.weights)
+        return folder.path
+
+    def close(self) -> None:
+        """Closes the journal; the tuner takes no more steps."""
+        if isinstance(self._tuning.journal, JournalWriter):
+            self._tuning.journal.close()
+
+
+def _write_journal(path: Path, recorder: MemoryJournal | Any) -> None:
+    front = journal.encode_header(recorder.header)
+    crc = int.from_bytes(front[-4:], "little")
+    with atomic_writer(path) as file:
+        file.write(front)
+        for number, record in enumerate(recorder.records, start=1):
+            file.write(journal.encode_record(record, number, crc))

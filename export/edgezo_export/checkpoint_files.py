@@ -1,0 +1,81 @@
+"""A Hugging Face checkpoint's weights, read tensor by tensor from its own safetensors files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.bundle import WEIGHTS, Parameter
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.safetensors_file import TensorEntry
+
+INDEX = f"{WEIGHTS}.index.json"
+
+
+class CheckpointFiles:
+    """The tensors of `model.safetensors`, or of the shards that its index names."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the headers; raises InputError if there are no weights or a shard is missing."""
+        self.folder = folder
+        self._entries = {
+            name: (path, entry)
+            for path in self._paths()
+            for name, entry in safetensors_file.read_header(path).items()
+        }
+
+    def _paths(self) -> list[Path]:
+        whole, index = self.folder / WEIGHTS, self.folder / INDEX
+        if whole.is_file():
+            return [whole]
+        if not index.is_file():
+            raise InputError(
+                f"{self.folder} has no {WEIGHTS}; edgezo reads safetensors only, never pickles "
+                "(convert the checkpoint with its save_pretrained)"
+            )
+        try:
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is not an index of weights: {error!r}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise InputError(f"{index} names {name!r}, which is not a file of its own folder")
+        return [self.folder / name for name in names]
+
+    def require(self, key: str, aliases: tuple[str, ...] = ()) -> tuple[Path, TensorEntry]:
+        """Returns the file and place of a tensor or of one tied to it, or raises InputError."""
+        keys = (key, *aliases)
+        # A checkpoint of the base model alone lacks the first part of each name.
+        for name in (*keys, *(name.partition(".")[2] for name in keys)):
+            if name in self._entries:
+                return self._entries[name]
+        raise InputError(f"{self.folder} has no tensor {key!r}")
+
+    def tensor(self, parameter: Parameter) -> np.ndarray:
+        """Returns the float32 value of `parameter`, under its name or a tied one.
+
+        Raises:
+            InputError: no such tensor, or one of another shape or of a dtype that is not a float.
+        """
+        path, entry = self.require(parameter.name, parameter.aliases)
+        if entry.shape != parameter.shape:
+            raise InputError(
+                f"tensor {entry.name!r} of {path} is {list(entry.shape)}, "
+                f"its config.json says {list(parameter.shape)}"
+            )
+        values = safetensors_file.map_tensor(path, entry)
+        if entry.dtype == dtypes.FLOAT32:
+            return values
+        if entry.dtype == dtypes.FLOAT16:
+            return values.astype(np.float32)
+        if entry.dtype == dtypes.BFLOAT16:
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        raise InputError(
+            f"tensor {entry.name!r} of {path} is {entry.dtype.name}; edgezo exports float32, "
+            "float16 and bfloat16 checkpoints"
+        )

@@ -1,0 +1,47 @@
+"""Regenerates the shipped graphs from their configurations: `python -m edgezo_export.make_graphs`.
+
+The same versions of torch, transformers and onnxscript give the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import no_init_weights
+
+from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
+from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
+from edgezo_runtime.bundle import GRAPH
+
+
+def export_config(config: Mapping[str, Any]) -> ir.Model:
+    """Returns the graph of the model that a `config.json` describes."""
+    with no_init_weights():  # only the weights' shapes matter
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config), attn_implementation=ATTENTION
+        )
+    model.tie_weights()  # no_init_weights leaves it out
+    return export_text_graph(model)
+
+
+def make_graph(folder: Path, out: Path) -> Path:
+    """Exports the graph of the `config.json` in `folder` to the file `out` and returns it."""
+    save_graph(export_config(read_config(folder)), out)
+    return out
+
+
+def main(names: list[str]) -> None:
+    """Regenerates the graphs `names`, or all of them."""
+    for name in names or shipped():
+        folder = shipped_folder(name)
+        path = make_graph(folder, folder / GRAPH)
+        print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

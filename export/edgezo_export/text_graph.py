@@ -1,0 +1,140 @@
+"""The graph of a causal language model: token ids in, answer log-probabilities out.
+
+Only the hidden states at the answers' positions meet the vocabulary projection, so the
+`(batch, length, vocabulary)` logits never exist.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edgezo_export.lift import ParameterNames, lifted
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import atomic_writer
+
+INPUTS = ("input_ids", "attention_mask", "positions", "targets", "candidates")
+OUTPUTS = ("logprobs", "candidate_logits")
+OPSET = 18
+#: A seventh fewer nodes than scaled_dot_product_attention's export, and up to 5 % faster.
+ATTENTION = "eager"
+WRAPPER_PREFIX = "model."
+
+
+class TextGraph(nn.Module):
+    """Wraps any `*ForCausalLM`; rows are padded on the right."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise InputError(
+                f"{type(model).__name__} has no vocabulary projection; "
+                "export a causal language model"
+            )
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,  # (batch, length) int64
+        attention_mask: Tensor,  # (batch, length) int64, 0 at padding
+        positions: Tensor,  # (answers,) int64, b * length + t
+        targets: Tensor,  # (answers,) int64
+        candidates: Tensor,  # (choices,) int64
+    ) -> tuple[Tensor, Tensor]:  # (answers,) and (answers, choices), both float32
+        """Returns the log-probability of each target and the logits of the candidates."""
+
+        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden = args[0]
+            return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions), *args[1:])
+
+        # A hook, and not a call of the base model, so that whatever the architecture does to
+        # its logits afterwards (scaling, soft-capping) stays in the graph.
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        handle = head.register_forward_pre_hook(gather)
+        try:
+            logits = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+        finally:
+            handle.remove()
+        logits = logits.float()
+        chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+        return chosen - _logsumexp(logits), logits.index_select(1, candidates)
+
+
+def _logsumexp(logits: Tensor) -> Tensor:  # (answers, vocabulary) -> (answers,)
+    """Reduces in two levels: ONNX Runtime adds in sequence, over 50,000 terms to 1e-4 only.
+
+    That is as accurate as its LogSoftmax, and needs no second buffer of the logits' size.
+    """
+    vocabulary = logits.shape[1]
+    groups = next(n for n in range(math.isqrt(vocabulary), 0, -1) if vocabulary % n == 0)
+    if groups < 8:
+        return logits.logsumexp(dim=1) if vocabulary < 4096 else _from_log_softmax(logits)
+    return logits.unflatten(1, (groups, -1)).logsumexp(dim=2).logsumexp(dim=1)
+
+
+def _from_log_softmax(logits: Tensor) -> Tensor:
+    return logits[:, 0] - logits.log_softmax(dim=1)[:, 0]
+
+
+def export_text_graph(model: PreTrainedModel) -> ir.Model:
+    """Returns the weight-free graph of `model`: data inputs first, then its parameters.
+
+    Args:
+        model: a causal language model; its weights' values do not matter.
+
+    Raises:
+        InputError: the model cannot be exported; the message quotes the exporter's reason.
+    """
+    wrapper = TextGraph(model).eval()
+    batch, length, answers, choices = (
+        torch.export.Dim(name) for name in ("batch", "length", "answers", "choices")
+    )
+    # Sizes differ from each other and from 0 and 1, or torch would take them for constants.
+    example = {
+        "input_ids": torch.full((2, 7), 5),
+        "attention_mask": torch.ones((2, 7), dtype=torch.int64),
+        "positions": torch.tensor([2, 6, 12]),
+        "targets": torch.tensor([5, 6, 7]),
+        "candidates": torch.tensor([3, 4, 5, 6, 7]),
+    }
+    shapes: dict[str, Any] = {
+        "input_ids": {0: batch, 1: length},
+        "attention_mask": {0: batch, 1: length},
+        "positions": {0: answers},
+        "targets": {0: answers},
+        "candidates": {0: choices},
+    }
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                wrapper,
+                (),
+                kwargs=example,
+                dynamo=True,
+                optimize=False,
+                dynamic_shapes=shapes,
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"torch cannot export {type(model).__name__}: {reason}") from error
+    assert program is not None
+    return lifted(program.model, ParameterNames.of(model, WRAPPER_PREFIX))
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Writes the graph to `path` atomically; equal graphs give equal bytes."""
+    proto = ir.to_proto(model)
+    with atomic_writer(path) as file:
+        file.write(proto.SerializeToString(deterministic=True))

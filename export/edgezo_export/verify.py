@@ -1,0 +1,150 @@
+"""Checks that a bundle computes what transformers computes, and that no weight is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from transformers import PreTrainedModel
+
+from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.errors import EdgezoError, InputError
+
+#: Allowed difference, absolute and relative to the largest value: float32 rounds logits of size 30,
+#: as trained models have, by about 1e-4 in either implementation.
+TOLERANCE, RELATIVE_TOLERANCE = 1e-4, 1e-5
+_SHAPES = ((3, 11), (1, 5))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference from transformers over the checked shapes, by output."""
+
+    logprobs: float
+    candidate_logits: float
+
+
+class GraphRunner:
+    """A bundle's graph in ONNX Runtime, its weights bound as inputs over NumPy arrays."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Loads the weights; raises InputError if they do not fit the manifest."""
+        self.parameters = bundle.manifest.parameters
+        self.weights = {
+            p.name: np.empty(p.shape, dtypes.named(p.dtype).storage) for p in self.parameters
+        }
+        safetensors_file.read_into(bundle.weights, self.weights)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(
+            bundle.graph, options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [port.name for port in bundle.manifest.outputs]
+        self._binding = self._session.io_binding()
+        for name, array in self.weights.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs for the data inputs `batch`."""
+        for name, array in batch.items():
+            self._binding.bind_cpu_input(name, array)
+        for name in self._outputs:
+            self._binding.bind_output(name)
+        self._session.run_with_iobinding(self._binding)
+        return self._binding.copy_outputs_to_cpu()
+
+
+def sample_batch(vocabulary: int, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns random data inputs whose rows but the first are padded on the right."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    lengths = np.maximum(length - np.arange(batch) * 3, 2)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    rows = np.repeat(np.arange(batch), 2)
+    times = np.stack([lengths - 1, lengths // 2], axis=1).reshape(-1)
+    draw = generator.integers
+    return {
+        "input_ids": draw(0, vocabulary, (batch, length)) * mask,
+        "attention_mask": mask,
+        "positions": rows * length + times,
+        "targets": draw(0, vocabulary, len(rows)),
+        "candidates": draw(0, vocabulary, 1 + batch),
+    }
+
+
+def reference(model: PreTrainedModel, batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns what the graph's outputs should be, computed with transformers."""
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    with torch.no_grad():
+        logits = model(
+            tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
+        ).logits.float()
+    logits = logits.reshape(-1, logits.shape[-1])[tensors["positions"]]
+    logprobs = logits.log_softmax(dim=1).gather(1, tensors["targets"][:, None])[:, 0]
+    return [logprobs.numpy(), logits[:, tensors["candidates"]].numpy()]
+
+
+def check_parity(runner: GraphRunner, model: PreTrainedModel) -> Parity:
+    """Compares the graph with `model`, which has the same weights, at two shapes new to both.
+
+    Raises:
+        EdgezoError: an output differs by more than the tolerance.
+    """
+    worst = [0.0, 0.0]
+    allowed = TOLERANCE
+    for batch, length in _SHAPES:
+        inputs = sample_batch(model.config.vocab_size, batch, length)
+        pairs = zip(runner(inputs), reference(model, inputs), strict=True)
+        for i, (ours, theirs) in enumerate(pairs):
+            # `maximum` keeps a NaN, which `max` may lose.
+            worst[i] = float(np.maximum(worst[i], np.abs(ours - theirs).max()))
+            allowed = max(allowed, TOLERANCE + RELATIVE_TOLERANCE * float(np.abs(theirs).max()))
+    if not all(difference <= allowed for difference in worst):
+        raise EdgezoError(
+            f"the exported graph of {type(model).__name__} differs from transformers by "
+            f"{worst[0]:.1e} in log-probabilities and {worst[1]:.1e} in logits, more than "
+            f"{allowed:.1e}: edgezo cannot tune this architecture"
+        )
+    return Parity(*worst)
+
+
+def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
+    """Perturbs each parameter alone and checks that an output moves, if only by a rounding.
+
+    A key's bias cancels in the softmax, but its rounding shows that the graph reads it.
+
+    Raises:
+        InputError: a parameter that moves nothing; the message names it.
+    """
+    inputs = sample_batch(vocabulary, 2, 6)
+    before = runner(inputs)
+    for parameter in runner.parameters:
+        array = runner.weights[parameter.name]
+        saved = array.copy()
+        generator = np.random.Generator(np.random.Philox(1))
+        # Not a shift by one constant, which a softmax or a layer norm may cancel.
+        array += generator.standard_normal(saved.shape, np.float32).astype(array.dtype)
+        moved = any(not np.array_equal(a, b) for a, b in zip(before, runner(inputs), strict=True))
+        array[...] = saved
+        if not moved:
+            raise InputError(
+                f"changing parameter {parameter.name!r} does not change the graph's outputs: "
+                "edgezo cannot tune a model with a dead weight"
+            )
+
+
+def verify_bundle(folder: Path, model: PreTrainedModel) -> Parity:
+    """Checks the bundle in `folder` against `model`, from whose weights it was made.
+
+    Raises:
+        EdgezoError: it computes something else.
+        InputError: it is damaged, or has a weight that changes nothing.
+    """
+    runner = GraphRunner(open_bundle(folder))
+    parity = check_parity(runner, model)
+    check_mutations(runner, model.config.vocab_size)
+    return parity

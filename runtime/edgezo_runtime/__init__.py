@@ -1,0 +1,1 @@
+"""The device side of edgezo: arena, noise, session, methods, journal."""

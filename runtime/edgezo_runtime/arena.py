@@ -1,0 +1,263 @@
+"""The arena: all trained weights in one flat, aligned buffer per dtype, swept as one.
+
+Each parameter is a view of its dtype's buffer, and ONNX Runtime reads that same memory. Each also
+has a *noise offset*, the next multiple of 64 elements in manifest order whatever the dtype, so that
+a float32 and a float16 copy of one model are moved along the same direction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgezo_runtime import dtypes, noise
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.kernels import Window, kernel_for
+from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
+
+ALIGNMENT = 64  # elements between noise offsets, and bytes of each buffer's address
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addition of a sweep: ``w <- (w + coefficient * z) * decay``.
+
+    Attributes:
+        direction: names z.
+        coefficient: rounded to float32.
+        decay: multiplies the weights that decay (matrices), after the addition.
+    """
+
+    direction: Direction
+    coefficient: np.float32
+    decay: np.float32 = np.float32(1)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Weights that lie in one block of the noise's index space and share dtype and decay."""
+
+    weights: np.ndarray
+    dtype: dtypes.Dtype
+    block: int
+    start: int  # within the block
+    decays: bool
+
+
+class Arena:
+    """The trained weights of a model, and the sweeps over them.
+
+    Args:
+        parameters: the trained parameters, in manifest order.
+        threads: how many threads sweep; it never changes a bit.
+
+    Raises:
+        InputError: a parameter's dtype cannot be trained, or there is none.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], threads: int = 1) -> None:
+        if not parameters:
+            raise InputError("no parameter is trained; choose some with --tune")
+        self.parameters = tuple(parameters)
+        self.noise_offsets: dict[str, int] = {}
+        self.views: dict[str, np.ndarray] = {}
+        self.size = 0  # of the index space, in elements
+        lengths = dict.fromkeys(dtypes.TRAINABLE, 0)
+        starts = {}
+        for parameter in self.parameters:
+            dtype = dtypes.named(parameter.dtype)
+            if dtype not in lengths:
+                raise InputError(f"{parameter.name} is {dtype.name}: only float weights are tuned")
+            self.noise_offsets[parameter.name] = self.size
+            starts[parameter.name] = lengths[dtype]
+            padded = -(-parameter.size // ALIGNMENT) * ALIGNMENT
+            self.size += padded
+            lengths[dtype] += padded
+        self.buffers = {d: _aligned_zeros(n, d.storage) for d, n in lengths.items() if n}
+        for parameter in self.parameters:
+            buffer = self.buffers[dtypes.named(parameter.dtype)]
+            start = starts[parameter.name]
+            flat = buffer[start : start + parameter.size]
+            self.views[parameter.name] = flat.reshape(parameter.shape)
+        pieces = [p for parameter in self.parameters for p in self._pieces_of(parameter)]
+        self._shards = [_grouped(s) for s in _split(_merged(pieces, self.buffers), threads)]
+        self._pool = ThreadPoolExecutor(threads, "edgezo-sweep") if threads > 1 else None
+        self._scratch: list[np.ndarray] = []
+        self._deferred: tuple[Term, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the layout: names, shapes, dtypes and noise offsets."""
+        layout = [
+            (p.name, p.shape, p.dtype, self.noise_offsets[p.name]) for p in self.parameters
+        ]
+        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
+    def defer(self, *terms: Term) -> None:
+        """Adds `terms` when the weights are next needed, so that they can share that sweep."""
+        self._deferred += terms
+
+    def settle(self) -> None:
+        """Adds what was deferred; whoever reads the weights calls this first."""
+        if self._deferred:
+            self.add()
+
+    def forget(self) -> None:
+        """Drops what was deferred: the weights are about to be overwritten."""
+        self._deferred = ()
+
+    def add(self, *terms: Term) -> None:
+        """Sweeps once over all weights, adding what was deferred and then each of `terms`.
+
+        Several terms in one sweep give the same bits as one sweep each; they only save passes over
+        the memory.
+        """
+        terms, self._deferred = self._deferred + terms, ()
+        while len(self._scratch) < len(terms):
+            self._scratch.append(np.empty(POOL_SIZE + BLOCK_SIZE, np.float32))
+        blocks = -(-self.size // BLOCK_SIZE)
+        draws = [_Draw(term, blocks, s) for term, s in zip(terms, self._scratch, strict=False)]
+
+        def sweep(shard: Sequence[_Group]) -> None:
+            for group in shard:
+                group.add(draws)
+
+        if self._pool is None:
+            sweep(self._shards[0])
+        else:
+            list(self._pool.map(sweep, self._shards))
+
+    def nonfinite(self) -> str | None:
+        """Returns the name of a parameter that holds NaN or infinity, or None."""
+        for parameter in self.parameters:
+            view = self.views[parameter.name]
+            if view.dtype == dtypes.BFLOAT16.storage:
+                finite = bool(((view & 0x7F80) != 0x7F80).all())
+            else:
+                finite = bool(np.isfinite(np.dot(view.reshape(-1), view.reshape(-1)))) or bool(
+                    np.isfinite(view).all()
+                )
+            if not finite:
+                return parameter.name
+        return None
+
+    def _pieces_of(self, parameter: Parameter) -> Iterable[_Piece]:
+        flat = self.views[parameter.name].reshape(-1)
+        dtype = dtypes.named(parameter.dtype)
+        offset = self.noise_offsets[parameter.name]
+        start = 0
+        while start < flat.size:
+            block, within = divmod(offset + start, BLOCK_SIZE)
+            stop = min(flat.size, start + BLOCK_SIZE - within)
+            decays = len(parameter.shape) >= 2
+            yield _Piece(flat[start:stop], dtype, block, within, decays)
+            start = stop
+
+
+class _Draw:
+    """A term made ready: its blocks drawn, its pool scaled once."""
+
+    def __init__(self, term: Term, blocks: int, scratch: np.ndarray) -> None:
+        self._direction = term.direction
+        self._coefficient = np.float32(term.coefficient)
+        self._decay = None if term.decay == 1 else np.float32(term.decay)
+        if term.direction.distribution == "gaussian":
+            return
+        pool = noise.pool(term.direction.distribution)
+        np.multiply(pool, self._coefficient, scratch[:POOL_SIZE])
+        scratch[POOL_SIZE:] = scratch[:BLOCK_SIZE]  # the pool is circular
+        self._scaled = scratch
+        self._offsets, self._signs = term.direction.blocks(blocks)
+
+    def windows(self, group: _Group) -> Iterable[Window]:
+        if self._direction.distribution == "gaussian":
+            values = map(self._gaussian, group.pieces)
+            operations: Iterable = itertools.repeat(np.add)
+        else:
+            first = self._offsets[group.blocks] + group.starts
+            spans = map(slice, first.tolist(), (first + group.sizes).tolist())
+            values = map(self._scaled.__getitem__, spans)
+            operations = map((np.subtract, np.add).__getitem__, (self._signs[group.blocks] > 0).tolist())
+        decay = self._decay if group.decays else None
+        return zip(operations, values, itertools.repeat(decay), strict=False)
+
+    def _gaussian(self, piece: _Piece) -> np.ndarray:
+        block = self._direction.gaussian_block(piece.block)
+        return self._coefficient * block[piece.start : piece.start + piece.weights.size]
+
+
+class _Group:
+    """Pieces of one thread that share dtype and decay."""
+
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self.pieces = pieces
+        self.decays = pieces[0].decays
+        self.weights = [piece.weights for piece in pieces]
+        self.blocks = np.array([piece.block for piece in pieces])
+        self.starts = np.array([piece.start for piece in pieces])
+        self.sizes = np.array([piece.weights.size for piece in pieces])
+        self._kernel = kernel_for(pieces[0].dtype)
+
+    def add(self, draws: Sequence[_Draw]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            windows = (draw.windows(self) for draw in draws)
+            self._kernel.sweep(zip(self.weights, *windows, strict=False))
+
+
+def _merged(pieces: Iterable[_Piece], buffers: dict[dtypes.Dtype, np.ndarray]) -> list[_Piece]:
+    """Joins neighbours of one block that touch in memory, so that small tensors cost little."""
+    merged: list[_Piece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last is not None and (
+            (last.dtype, last.block, last.decays) == (piece.dtype, piece.block, piece.decays)
+            and last.start + last.weights.size == piece.start
+            and _address(last.weights) + last.weights.nbytes == _address(piece.weights)
+        ):
+            buffer = buffers[piece.dtype]
+            first = (_address(last.weights) - _address(buffer)) // buffer.itemsize
+            joined = buffer[first : first + last.weights.size + piece.weights.size]
+            merged[-1] = _Piece(joined, piece.dtype, piece.block, last.start, piece.decays)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _split(pieces: Sequence[_Piece], count: int) -> list[list[_Piece]]:
+    """Cuts `pieces` into `count` runs of about equal size."""
+    total = sum(piece.weights.size for piece in pieces)
+    shards: list[list[_Piece]] = [[] for _ in range(count)]
+    seen = 0
+    for piece in pieces:
+        shards[min(seen * count // max(total, 1), count - 1)].append(piece)
+        seen += piece.weights.size
+    return [shard for shard in shards if shard] or [[]]
+
+
+def _grouped(pieces: Iterable[_Piece]) -> list[_Group]:
+    groups: dict[tuple[dtypes.Dtype, bool], list[_Piece]] = {}
+    for piece in pieces:
+        groups.setdefault((piece.dtype, piece.decays), []).append(piece)
+    return [_Group(group) for group in groups.values()]
+
+
+def _aligned_zeros(size: int, dtype: np.dtype) -> np.ndarray:
+    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    skip = -_address(raw) % ALIGNMENT
+    return raw[skip : skip + size * dtype.itemsize].view(dtype)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]

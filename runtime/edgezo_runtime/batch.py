@@ -1,0 +1,167 @@
+"""What goes into one forward pass of a text graph, and what its outputs mean."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a text graph returns.
+
+    Attributes:
+        logprobs: log-probability of each target token, (answers,) float32.
+        candidate_logits: logits of the candidate tokens at each position, (answers, choices) float32.
+    """
+
+    logprobs: np.ndarray
+    candidate_logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over the examples of one or several batches; they add up.
+
+    Attributes:
+        examples: number of rows.
+        units: number of things that the loss averages over: rows, or tokens of language modelling.
+        loss: summed loss over the units, in nats.
+        correct: number of rows predicted right; None where there is nothing to predict.
+    """
+
+    examples: int
+    units: int
+    loss: float
+    correct: int | None = None
+
+    def __add__(self, other: Tally) -> Tally:
+        correct = None
+        if self.correct is not None and other.correct is not None:
+            correct = self.correct + other.correct
+        return Tally(
+            self.examples + other.examples,
+            self.units + other.units,
+            self.loss + other.loss,
+            correct,
+        )
+
+
+class Objective(abc.ABC):
+    """Turns the outputs of one batch into numbers; it knows the right answers."""
+
+    @abc.abstractmethod
+    def tally(self, outputs: Outputs) -> Tally:
+        """Returns the batch's sums."""
+
+    def loss(self, outputs: Outputs) -> float:
+        """Returns the batch's mean loss in nats: what a tuning step lowers."""
+        tally = self.tally(outputs)
+        return tally.loss / tally.units
+
+    def predictions(self, outputs: Outputs) -> np.ndarray | None:
+        """Returns the predicted label of each row, (rows,) int64, or None if there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class CandidateLoss(Objective):
+    """Cross-entropy over the candidate tokens at one position a row: labels of one token.
+
+    Attributes:
+        labels: index of the right candidate, (rows,) int64.
+    """
+
+    labels: np.ndarray
+
+    def tally(self, outputs: Outputs) -> Tally:
+        return _choice_tally(outputs.candidate_logits, self.labels)
+
+    def predictions(self, outputs: Outputs) -> np.ndarray:
+        return outputs.candidate_logits.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class OptionLoss(Objective):
+    """Cross-entropy over options of several tokens, each scored by its summed log-probability.
+
+    Attributes:
+        options: which option each answer token belongs to, (answers,) int64; row r's options are
+            numbered ``r * choices`` to ``(r + 1) * choices - 1``.
+        labels: index of the right option within its row, (rows,) int64.
+        choices: options per row.
+    """
+
+    options: np.ndarray
+    labels: np.ndarray
+    choices: int
+
+    def scores(self, outputs: Outputs) -> np.ndarray:
+        """Returns the log-probability of each option, (rows, choices) float64."""
+        size = len(self.labels) * self.choices
+        summed = np.bincount(self.options, outputs.logprobs.astype(np.float64), size)
+        return summed.reshape(-1, self.choices)
+
+    def tally(self, outputs: Outputs) -> Tally:
+        return _choice_tally(self.scores(outputs), self.labels)
+
+    def predictions(self, outputs: Outputs) -> np.ndarray:
+        return self.scores(outputs).argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class TokenLoss(Objective):
+    """Mean negative log-probability of the target tokens: completions and plain text.
+
+    Attributes:
+        rows: number of examples in the batch.
+    """
+
+    rows: int
+
+    def tally(self, outputs: Outputs) -> Tally:
+        total = -float(outputs.logprobs.sum(dtype=np.float64))
+        return Tally(self.rows, len(outputs.logprobs), total)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The data inputs of one forward pass, and the objective over its outputs.
+
+    Attributes:
+        input_ids: (rows, length) int64, padded on the right.
+        attention_mask: (rows, length) int64, 1 for tokens and 0 for padding.
+        positions: where answers are predicted, as ``row * length + t``, (answers,) int64.
+        targets: the token that should follow each position, (answers,) int64.
+        candidates: tokens whose logits are asked for at each position, (choices,) int64.
+        objective: what the outputs are judged by.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    candidates: np.ndarray
+    objective: Objective
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Returns the graph's data inputs by name."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "positions": self.positions,
+            "targets": self.targets,
+            "candidates": self.candidates,
+        }
+
+
+def _choice_tally(scores: np.ndarray, labels: np.ndarray) -> Tally:
+    """Softmax cross-entropy of `scores` (rows, choices) against `labels` (rows,)."""
+    scores = scores.astype(np.float64)
+    highest = scores.max(axis=1, keepdims=True)
+    total = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
+    losses = total - scores[np.arange(len(labels)), labels]
+    correct = int((scores.argmax(axis=1) == labels).sum())
+    return Tally(len(labels), len(labels), float(losses.sum()), correct)

@@ -1,0 +1,23 @@
+"""The tuning methods, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods.base import Estimate as Estimate
+from edgezo_runtime.methods.base import Method as Method
+from edgezo_runtime.methods.mezo import Mezo as Mezo
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Mezo,)}
+
+
+def make(name: str, arena: Arena, seed: int, settings: dict[str, Any]) -> Method:
+    """Returns the method called `name` over `arena`; raises InputError for an unknown one."""
+    if name not in METHODS:
+        raise InputError(f"method {name!r} is unknown; use one of " + ", ".join(METHODS))
+    try:
+        return METHODS[name](arena, seed, **settings)
+    except TypeError as error:
+        raise InputError(f"method {name} does not take these settings: {error}") from error

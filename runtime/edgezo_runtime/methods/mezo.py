@@ -1,0 +1,119 @@
+r"""MeZO: stochastic gradient descent on a two-point estimate, in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.arena import Arena, Term
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.journal import SKIPPED, Record
+from edgezo_runtime.methods.base import Estimate, Method
+from edgezo_runtime.noise import DISTRIBUTIONS, Direction
+
+
+class Mezo(Method):
+    r"""Memory-efficient zeroth-order SGD.
+
+    .. math::
+        g &= \frac{L(\theta + \epsilon z) - L(\theta - \epsilon z)}{2 \epsilon} \\
+        \theta &\leftarrow (\theta - \eta g z)(1 - \eta \lambda)
+
+    The direction z is regenerated from the seed, never stored. Restoring the weights and updating
+    them is one addition, :math:`(\epsilon - \eta g) z`, which small updates of 16-bit weights need
+    to survive. Weight decay :math:`\lambda` applies to matrices only.
+
+    Args:
+        arena: the trained weights.
+        seed: names all directions of the run.
+        eps: perturbation scale, in units of the weights.
+        weight_decay: decoupled from the gradient, times the learning rate.
+        distribution: of z, one of `noise.DISTRIBUTIONS`.
+
+    Raises:
+        InputError: a setting is out of range, or the weights are 16-bit floats: the roundings of
+            +eps and -2 eps then add up to several per cent of the weights' scale within 20,000
+            steps.
+
+    References:
+        Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023.
+    """
+
+    name = "mezo"
+    paper = "https://arxiv.org/abs/2305.17333"
+    forwards = 2
+    scalars = 1
+
+    def __init__(
+        self,
+        arena: Arena,
+        seed: int,
+        eps: float = 1e-3,
+        weight_decay: float = 0.0,
+        distribution: str = "binomial",
+    ) -> None:
+        super().__init__(arena, seed)
+        if not (math.isfinite(eps) and eps > 0):
+            raise InputError(f"eps is {eps}; use a number above 0, such as 1e-3")
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
+        if distribution not in DISTRIBUTIONS:
+            raise InputError(
+                f"distribution is {distribution!r}; use one of " + ", ".join(DISTRIBUTIONS)
+            )
+        for parameter in arena.parameters:
+            if parameter.dtype != dtypes.FLOAT32.name:
+                raise InputError(
+                    f"{parameter.name} is {parameter.dtype}: perturbing 16-bit weights in place "
+                    "adds up rounding errors; export the model as float32 to tune it with mezo"
+                )
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.distribution = distribution
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "distribution": self.distribution,
+        }
+
+    def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        forth, back = self._perturbations(number)
+        self.arena.add(forth)
+        higher = loss()
+        self.arena.add(back)
+        lower = loss()
+        with np.errstate(over="ignore", invalid="ignore"):
+            projected_grad = np.float32((higher - lower) / (2 * self.eps))
+        record = Record((projected_grad,), lr)
+        if not np.isfinite(projected_grad):
+            record = Record((np.float32(0),), lr, SKIPPED)
+        self.arena.defer(self._update(number, record))
+        return Estimate((higher + lower) / 2, record)
+
+    def replay(self, number: int, record: Record) -> None:
+        self.arena.add(*self._perturbations(number), self._update(number, record))
+
+    def _direction(self, number: int) -> Direction:
+        return Direction(self.seed, number, 0, self.distribution)
+
+    def _perturbations(self, number: int) -> tuple[Term, Term]:
+        direction = self._direction(number)
+        return (
+            Term(direction, np.float32(self.eps)),
+            Term(direction, np.float32(-2 * self.eps)),
+        )
+
+    def _update(self, number: int, record: Record) -> Term:
+        direction = self._direction(number)
+        if record.skipped:
+            return Term(direction, np.float32(self.eps))
+        (projected_grad,), lr = record.scalars, record.lr
+        coefficient = np.float32(self.eps - float(lr) * float(projected_grad))
+        decay = np.float32(1 - float(lr) * self.weight_decay)
+        return Term(direction, coefficient, decay)

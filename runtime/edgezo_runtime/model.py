@@ -1,0 +1,163 @@
+"""A model ready to run and to tune: its weights in memory, its session, its tokenizer."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.batch import Batch, Outputs
+from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.session import Session
+from edgezo_runtime.text import Tokenizer
+
+FULL = "full"
+
+
+def default_threads() -> int:
+    """Returns how many threads a run uses if nobody says: the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Weights:
+    """A bundle's weights: the trained ones in an arena, the frozen ones mapped from their file.
+
+    Args:
+        bundle: where the parameters are described.
+        tune: ``"full"``, or glob patterns of parameter names with commas between them.
+        threads: threads of the arena's sweeps.
+    """
+
+    def __init__(self, bundle: Bundle, tune: str = FULL, threads: int = 1) -> None:
+        self.bundle = bundle
+        self.tune = tune
+        trained = select(bundle.manifest.parameters, tune)
+        self.arena = Arena(trained, threads)
+        self._frozen: dict[str, np.ndarray] = {}
+        self.at_base = False  # whether the weights are the bundle's own, unchanged
+
+    def load(self, path: Path | None = None, digest: str | None = None) -> None:
+        """Reads the weights from `path`, the bundle's own file if None.
+
+        Raises:
+            InputError: the file does not match its checksum or the manifest, or holds NaN.
+        """
+        self.arena.forget()
+        self.at_base = base = path is None
+        path = path or self.bundle.weights
+        digest = self.bundle.manifest.files[WEIGHTS] if base else digest
+        found = safetensors_file.read_into(path, self.arena.views)
+        if digest is not None and found != digest:
+            raise InputError(f"{path} does not match its checksum: it was changed or damaged")
+        if name := self.arena.nonfinite():
+            raise InputError(f"{path} holds NaN or infinity in {name}: it cannot be tuned or run")
+        if not self._frozen and len(self.arena.views) < len(self.bundle.manifest.parameters):
+            entries = safetensors_file.read_header(self.bundle.weights)
+            for parameter in self.bundle.manifest.parameters:
+                if parameter.name not in self.arena.views:
+                    entry = _entry_for(parameter, entries, self.bundle.weights)
+                    frozen = safetensors_file.map_tensor(self.bundle.weights, entry)
+                    self._frozen[parameter.name] = frozen
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns every parameter by name, trained or frozen, in manifest order; none is copied."""
+        self.arena.settle()
+        views = self.arena.views
+        return {
+            p.name: views[p.name] if p.name in views else self._frozen[p.name]
+            for p in self.bundle.manifest.parameters
+        }
+
+    def tensors(self) -> Iterator[tuple[str, dtypes.Dtype, np.ndarray]]:
+        """Yields every parameter as `safetensors_file.write` takes it."""
+        arrays = self.arrays()
+        for parameter in self.bundle.manifest.parameters:
+            yield parameter.name, dtypes.named(parameter.dtype), arrays[parameter.name]
+
+
+class Model:
+    """A loaded bundle.
+
+    Attributes:
+        bundle: what it was loaded from.
+        weights: its weights.
+        tokenizer: its tokenizer.
+        context_length: the longest sequence it takes, in tokens.
+        threads: threads of its session and its sweeps.
+    """
+
+    def __init__(self, weights: Weights, threads: int) -> None:
+        self.bundle = weights.bundle
+        self.weights = weights
+        self.threads = threads
+        self.tokenizer = Tokenizer.from_folder(self.bundle.folder)
+        self.context_length = self.bundle.manifest.context_length
+        self._session = Session(self.bundle, weights.arrays(), threads)
+
+    @property
+    def arena(self) -> Arena:
+        """The trained weights."""
+        return self.weights.arena
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Runs one forward pass over `batch`."""
+        self.arena.settle()
+        return self._session.forward(batch)
+
+    def loss(self, batch: Batch) -> float:
+        """Returns the mean loss of `batch`, in nats."""
+        return batch.objective.loss(self.forward(batch))
+
+
+def load(
+    folder: Path | str, *, tune: str = FULL, threads: int | None = None, weights: Path | None = None
+) -> Model:
+    """Loads the bundle in `folder`.
+
+    Args:
+        folder: the bundle.
+        tune: what may be trained; see `Weights`.
+        threads: of the session and the sweeps; all cores if None.
+        weights: read the trained weights from this file instead of the bundle's.
+
+    Raises:
+        InputError: the bundle is damaged, or nothing matches `tune`.
+    """
+    threads = threads or default_threads()
+    loaded = Weights(open_bundle(folder), tune, threads)
+    loaded.load(weights)
+    return Model(loaded, threads)
+
+
+def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
+    """Returns the parameters that `tune` names; raises InputError if a pattern matches none."""
+    if tune == FULL:
+        return list(parameters)
+    chosen: set[str] = set()
+    for pattern in tune.split(","):
+        matched = {p.name for p in parameters if fnmatch.fnmatchcase(p.name, pattern.strip())}
+        if not matched:
+            raise InputError(
+                f"--tune {pattern.strip()!r} matches no parameter; names look like "
+                f"{parameters[-1].name!r} (`edgezo info` lists them)"
+            )
+        chosen |= matched
+    return [p for p in parameters if p.name in chosen]
+
+
+def _entry_for(
+    parameter: Parameter, entries: dict[str, safetensors_file.TensorEntry], path: Path
+) -> safetensors_file.TensorEntry:
+    entry = entries.get(parameter.name)
+    expected = (dtypes.named(parameter.dtype), parameter.shape)
+    if entry is None or (entry.dtype, entry.shape) != expected:
+        raise InputError(f"{path} has no tensor {parameter.name!r} as the manifest describes it")
+    return entry

@@ -1,0 +1,51 @@
+"""Snapshots of the trained weights, so that a resume need not replay a run from its start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import write_text
+from edgezo_runtime.model import Weights
+
+FOLDER = "snapshots"
+_KEEP = 2
+
+
+def write(run: Path, step: int, weights: Weights) -> None:
+    """Writes the weights after `step` into the run's folder and drops all but the newest two.
+
+    The checksum is written last, so a snapshot with a checksum is whole.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    weights.arena.settle()
+    path = folder / f"step-{step:08d}.safetensors"
+    tensors = [(p.name, dtypes.named(p.dtype), weights.arena.views[p.name])
+               for p in weights.arena.parameters]
+    digest = safetensors_file.write(path, tensors)
+    write_text(path.with_suffix(".json"), json.dumps({"step": step, "sha256": digest}) + "\n")
+    for old in sorted(folder.glob("step-*.json"))[:-_KEEP]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_newest(run: Path, weights: Weights, latest: int) -> int:
+    """Loads the newest intact snapshot that is not after step `latest`.
+
+    Returns:
+        Its step; 0 if there is none, and then the base weights are loaded.
+    """
+    for note in sorted((run / FOLDER).glob("step-*.json"), reverse=True):
+        try:
+            fields = json.loads(note.read_text())
+            step, digest = int(fields["step"]), str(fields["sha256"])
+            if step <= latest:
+                weights.load(note.with_suffix(".safetensors"), digest)
+                return step
+        except (InputError, ValueError, KeyError, TypeError, OSError):
+            continue  # damaged: an older one, or the base, gives the same weights
+    weights.load()
+    return 0

@@ -1,0 +1,159 @@
+"""A run in progress: weights, method and records that belong together at every moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgezo_runtime import noise, snapshot
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.journal import Record, consecutive_skips
+from edgezo_runtime.methods import Estimate, make
+from edgezo_runtime.model import Weights
+
+MAX_CONSECUTIVE_SKIPS = 10
+
+
+class Recorder(Protocol):
+    """Takes each step's record: a `JournalWriter`, or a `MemoryJournal`."""
+
+    header: dict[str, Any]
+    records: list[Record]
+
+    def append(self, record: Record) -> None: ...
+
+
+class MemoryJournal:
+    """A journal that is not on disk (yet)."""
+
+    def __init__(self, header: dict[str, Any]) -> None:
+        self.header = header
+        self.records: list[Record] = []
+
+    def append(self, record: Record) -> None:
+        """Keeps the record."""
+        self.records.append(record)
+
+
+def describe(
+    weights: Weights, method: str, settings: dict[str, Any], seed: int, scalars: int
+) -> dict[str, Any]:
+    """Returns the part of a journal's header that a replay needs."""
+    return {
+        "schema": 1,
+        "base": weights.bundle.digest,
+        "tune": weights.tune,
+        "layout": weights.arena.digest,
+        "method": method,
+        "settings": settings,
+        "scalars": scalars,
+        "seed": seed,
+        "noise": noise.VERSION,
+        "numpy": np.__version__,
+        "adapter_init": None,
+    }
+
+
+def check_header(header: dict[str, Any], weights: Weights) -> None:
+    """Checks that a journal belongs to these weights and to this engine.
+
+    Raises:
+        InputError: it was made from another base, another choice of parameters, or noise that
+            this engine cannot make.
+    """
+    if header["base"] != weights.bundle.digest:
+        raise InputError(
+            f"the journal was not made from {weights.bundle.folder}: its base has manifest "
+            f"sha256 {header['base'][:12]}..., give that bundle"
+        )
+    if header["layout"] != weights.arena.digest:
+        raise InputError("the journal's arena layout differs: this edgezo lays weights out anew")
+    if header["noise"] != noise.VERSION:
+        raise InputError(
+            f"the journal has noise version {header['noise']}, this edgezo draws {noise.VERSION}"
+        )
+    gaussian = header["settings"].get("distribution") == "gaussian"
+    if gaussian and header["numpy"] != np.__version__:
+        raise InputError(
+            f"gaussian noise replays only on the NumPy that drew it: install numpy "
+            f"{header['numpy']}"
+        )
+
+
+class Tuning:
+    """Weights that follow a journal, step by step.
+
+    Args:
+        weights: at the journal's start; `catch_up` brings them to its end.
+        journal: takes the records.
+        run: folder with snapshots to rebuild from, if there is one.
+    """
+
+    def __init__(self, weights: Weights, journal: Recorder, run: Path | None = None) -> None:
+        self.weights = weights
+        self.journal = journal
+        self._run = run
+        self._make_method()
+        self._whole = True
+
+    @property
+    def steps(self) -> int:
+        """Number of steps done."""
+        return len(self.journal.records)
+
+    def step(self, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        """Takes the next step; one that raises leaves no trace.
+
+        Raises:
+            EdgezoError: the projected gradient was not finite for several steps in a row.
+        """
+        self.mend()
+        self._whole = self.weights.at_base = False  # not whole until the record is kept
+        estimate = self.method.step(self.steps + 1, loss, lr)
+        self.journal.append(estimate.record)
+        self._whole = True
+        skips = consecutive_skips(self.journal.records)
+        if skips >= MAX_CONSECUTIVE_SKIPS:
+            raise EdgezoError(
+                f"the loss was not finite for {skips} steps in a row: the run diverged, "
+                "start again with a lower --lr or another --eps"
+            )
+        return estimate
+
+    def mend(self) -> None:
+        """Rebuilds the weights if a step was broken off half way."""
+        if not self._whole:
+            self.catch_up()
+
+    def catch_up(
+        self,
+        records: Sequence[Record] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Rebuilds the weights from the newest snapshot, or the base, and the records.
+
+        Args:
+            records: up to where; all of the journal's if None.
+            progress: called with the number of steps replayed so far.
+        """
+        records = self.journal.records if records is None else records
+        self._make_method()
+        done = 0
+        if self._run is None:
+            self.weights.load()
+        else:
+            done = snapshot.load_newest(self._run, self.weights, len(records))
+        for number in range(done + 1, len(records) + 1):
+            self.method.replay(number, records[number - 1])
+            if progress:
+                progress(number)
+        self._whole = True
+
+    def _make_method(self) -> None:
+        header = self.journal.header
+        self.method = make(
+            header["method"], self.weights.arena, header["seed"], header["settings"]
+        )

@@ -1,0 +1,129 @@
+"""Hugging Face checkpoints become bundles, or one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tiny_checkpoints import MODELS, VOCABULARY, tiny_model
+from transformers import AutoModelForCausalLM
+
+from edgezo_export.huggingface import checkpoint_to_bundle
+from edgezo_export.verify import GraphRunner, check_mutations, check_parity, verify_bundle
+from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import sha256
+
+
+def edited(source: Path, folder: Path, **changes: object) -> Path:
+    """Copies a checkpoint and changes its config."""
+    shutil.copytree(source, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundle_is_a_hugging_face_checkpoint(
+    name: str, bundle_folder: Callable[[str], Path], checkpoint: Callable[[str], Path]
+) -> None:
+    folder = bundle_folder(name)
+    manifest = open_bundle(folder).manifest
+    assert manifest.files["model.safetensors"] == sha256(folder / "model.safetensors")
+    assert manifest.task == {"name": "classify"}
+    assert manifest.context_length == 64
+    assert "torch" in manifest.versions
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, checkpoint(name)))
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(ours[key], value)
+    verify_bundle(folder, AutoModelForCausalLM.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_shards_are_widened(
+    dtype: torch.dtype,
+    bundle_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    model = tiny_model("llama_untied")
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    assert (tmp_path / "half" / "model.safetensors.index.json").is_file()
+    # The graph of the same model, so as not to export it again.
+    graph = bundle_folder("llama_untied") / "graph.onnx"
+    monkeypatch.setattr("edgezo_export.huggingface.find_graph", lambda config: graph)
+    out = checkpoint_to_bundle(tmp_path / "half", tmp_path / "b.edgezo")
+    weights = load_file(out / "model.safetensors")
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(weights[key], value.float().numpy())
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "auto_map"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"model_type": "nonesuch"}, "nonesuch"),
+    ],
+)
+def test_refused_checkpoints(
+    changes: dict[str, object],
+    message: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    source = edited(checkpoint("llama_tied"), tmp_path / "source", **changes)
+    with pytest.raises(InputError, match=message):
+        checkpoint_to_bundle(source, tmp_path / "b.edgezo")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_pickles_are_never_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = edited(checkpoint("opt"), tmp_path / "source")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors only"):
+        checkpoint_to_bundle(source, tmp_path / "b.edgezo")
+
+
+def test_a_missing_tensor_is_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = edited(checkpoint("llama_tied"), tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        checkpoint_to_bundle(source, tmp_path / "b.edgezo")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_existing_folder_is_not_overwritten(
+    checkpoint: Callable[[str], Path], bundle_folder: Callable[[str], Path]
+) -> None:
+    with pytest.raises(InputError, match="already exists"):
+        checkpoint_to_bundle(checkpoint("opt"), bundle_folder("opt"))
+
+
+def test_other_weights_fail_the_comparison(bundle_folder: Callable[[str], Path]) -> None:
+    runner = GraphRunner(open_bundle(bundle_folder("llama_tied")))
+    runner.weights["model.norm.weight"] *= 1.01
+    with pytest.raises(EdgezoError, match="differs from transformers"):
+        check_parity(runner, tiny_model("llama_tied"))
+
+
+def test_a_dead_weight_is_named(
+    bundle_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = GraphRunner(open_bundle(bundle_folder("llama_tied")))
+    name = "model.layers.1.self_attn.o_proj.weight"
+    monkeypatch.setitem(runner.weights, name, runner.weights[name].copy())
+    with pytest.raises(InputError, match=name):
+        check_mutations(runner, VOCABULARY)

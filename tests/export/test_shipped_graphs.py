@@ -1,0 +1,83 @@
+"""The shipped graphs are what the exporter makes today, and compute what transformers computes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from edgezo_export.make_graphs import export_config, make_graph
+from edgezo_export.random_bundle import random_bundle
+from edgezo_export.shipped_graphs import find_graph, read_config, shipped, shipped_folder
+from edgezo_export.signature import read_signature
+from edgezo_export.verify import GraphRunner, check_parity
+from edgezo_runtime.bundle import GRAPH, is_bundle, open_bundle
+from edgezo_runtime.errors import InputError
+
+SLOW = os.environ.get("EDGEZO_SLOW_TESTS") == "1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "opt-125m",
+        pytest.param(
+            "smollm2-135m",
+            marks=pytest.mark.skipif(not SLOW, reason="two minutes; set EDGEZO_SLOW_TESTS=1"),
+        ),
+    ],
+)
+def test_a_fresh_export_is_byte_for_byte_the_same(name: str, tmp_path: Path) -> None:
+    folder = shipped_folder(name)
+    fresh = make_graph(folder, tmp_path / GRAPH)
+    assert fresh.read_bytes() == (folder / GRAPH).read_bytes()
+
+
+def test_smollm2_is_its_layers_repeated() -> None:
+    config = read_config(shipped_folder("smollm2-135m"))
+    one, two = (
+        Counter(n.op_type for n in export_config(config | {"num_hidden_layers": layers}).graph)
+        for layers in (1, 2)
+    )
+    layer = Counter({op: two[op] - one[op] for op in two})
+    expected = Counter({op: one[op] + 29 * layer[op] for op in two})
+    shipped_graph = ir.load(shipped_folder("smollm2-135m") / GRAPH).graph
+    assert Counter(node.op_type for node in shipped_graph) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "size"),
+    [("smollm2-135m", 272, 134_515_008), ("opt-125m", 196, 125_239_296)],
+)
+def test_random_weights_agree_with_transformers(
+    name: str, count: int, size: int, tmp_path: Path
+) -> None:
+    folder = random_bundle(name, tmp_path / f"{name}.edgezo", seed=3)
+    bundle = open_bundle(folder)
+    assert len(bundle.manifest.parameters) == count
+    assert sum(parameter.size for parameter in bundle.manifest.parameters) == size
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    parity = check_parity(GraphRunner(bundle), model)
+    assert max(parity.logprobs, parity.candidate_logits) <= 1e-4
+    shutil.rmtree(folder)
+
+
+def test_graphs_are_small_and_found_by_their_config() -> None:
+    for name in shipped():
+        folder = shipped_folder(name)
+        assert (folder / GRAPH).stat().st_size < 500_000
+        config = AutoConfig.for_model(**read_config(folder)).to_dict()
+        assert find_graph(config) == folder / GRAPH
+        assert find_graph(config | {"hidden_size": 8}) is None
+        assert read_signature(folder / GRAPH).parameters[0].aliases == ("lm_head.weight",)
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="opt-125m"):
+        random_bundle("gpt-17", tmp_path / "b.edgezo")
+    assert not is_bundle(tmp_path / "b.edgezo")
