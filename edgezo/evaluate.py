@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edgezo.data.batches import eval_batches
 from edgezo.tasks.base import Example, Task
 from edgezo_runtime.batch import Tally
@@ -22,19 +24,22 @@ class Metrics:
         loss: mean loss in nats, per row where labels are chosen, else per token.
         accuracy: share of rows predicted right; None where nothing is predicted.
         perplexity: exp(loss) per token; None where labels are chosen.
+        predictions: the label chosen for each example, in their order, (examples,) int64.
     """
 
     examples: int
     loss: float
     accuracy: float | None
     perplexity: float | None
+    predictions: np.ndarray | None = None
 
     @classmethod
-    def of(cls, tally: Tally) -> Metrics:
+    def of(cls, tally: Tally, predictions: np.ndarray | None = None) -> Metrics:
         """Returns the metrics of summed batches."""
         loss = tally.loss / tally.units
         if tally.correct is not None:
-            return cls(tally.examples, loss, tally.correct / tally.examples, None)
+            accuracy = tally.correct / tally.examples
+            return cls(tally.examples, loss, accuracy, None, predictions)
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return cls(tally.examples, loss, None, perplexity)
 
@@ -71,10 +76,15 @@ def evaluate(
         progress: called with (rows done, rows in all).
     """
     total = None
-    for batch in eval_batches(task, examples, batch_size):
-        tally = batch.objective.tally(model.forward(batch))
+    predictions = np.full(len(examples), -1, np.int64)
+    for indices, batch in eval_batches(task, examples, batch_size):
+        outputs = model.forward(batch)
+        tally = batch.objective.tally(outputs)
         total = tally if total is None else total + tally
+        chosen = batch.objective.predictions(outputs)
+        if chosen is not None:
+            predictions[indices] = chosen
         if progress:
             progress(total.examples, len(examples))
     assert total is not None, "an evaluation needs an example"
-    return Metrics.of(total)
+    return Metrics.of(total, predictions)

@@ -113,7 +113,7 @@ class MetricsFile:
         kept = [line for line in run.read_metrics() if line["step"] <= steps] if steps else []
         self._path = run.path / METRICS
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, **fields: Any) -> None:
         """Appends one line; raises EdgezoError if the disk does not take it."""

@@ -60,8 +60,13 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, lowest in (("steps", 1), ("batch_size", 1), ("eval_every", 0),
-                             ("snapshot_every", 0), ("threads", 1)):
+        for name, lowest in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("eval_every", 0),
+            ("snapshot_every", 0),
+            ("threads", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
@@ -95,7 +100,8 @@ class Settings:
                     f"{source} has a setting {name!r} that there is none of; there are "
                     + ", ".join(fields)
                 )
-            clean[name] = _typed(name, value, str(fields[name].type), source)
+            if value is not None:
+                clean[name] = _typed(name, value, str(fields[name].type), source)
         for name, field in fields.items():
             if field.default is dataclasses.MISSING and clean.get(name) is None:
                 raise InputError(f"{name} is missing: give --{name.replace('_', '-')}")
@@ -115,8 +121,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
-    if value is None and "None" in annotation:
-        return None
     try:
         if annotation.startswith("tuple"):
             items = value.split(",") if isinstance(value, str) else value

@@ -54,14 +54,21 @@ class Result:
     truncated: int
 
 
-def train(settings: Settings, callback: Callback | None = None) -> Result:
+def train(
+    settings: Settings, callback: Callback | None = None, model: Model | None = None
+) -> Result:
     """Tunes a bundle as `settings` say.
+
+    Args:
+        settings: of the run.
+        callback: watches it.
+        model: the settings' bundle if it is loaded already.
 
     Raises:
         InputError: bad settings, data or bundle.
         EdgezoError: a full disk, or a run that diverged.
     """
-    model = load(settings.bundle, tune=settings.tune, threads=settings.threads)
+    model = model or load(settings.bundle, tune=settings.tune, threads=settings.threads)
     data = prepare(model, settings)
     tuner = Tuner(
         model,

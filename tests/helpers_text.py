@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezo_runtime.text import Tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from edgezo_runtime.text import Tokenizer
 
 SENTENCES = [
     "the film was good and the music was great",

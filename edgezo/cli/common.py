@@ -55,9 +55,7 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     run = RunFolder(path)
     settings = run.read_settings()
     if not run.weights.exists():
-        raise InputError(
-            f"the run {path} is not finished: continue it with `edgezo resume {path}`"
-        )
+        raise InputError(f"the run {path} is not finished: continue it with `edgezo resume {path}`")
     return load(settings["bundle"], threads=threads, weights=run.weights), settings
 
 

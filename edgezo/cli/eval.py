@@ -17,9 +17,9 @@ from edgezo.cli.common import (
 )
 from edgezo.data.rows import read_rows
 from edgezo.evaluate import evaluate
+from edgezo.run_folder import RunFolder, is_run
 from edgezo.tasks import make_task, task_from_settings
 from edgezo_runtime.journal import read
-from edgezo.run_folder import RunFolder, is_run
 
 
 @subcommand("edgezo eval runs/first --data test.jsonl")

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from edgezo.cli.common import as_json, megabytes, print_json, subcommand, template_option, threads_option
+from edgezo.cli.common import (
+    as_json,
+    megabytes,
+    print_json,
+    subcommand,
+    template_option,
+    threads_option,
+)
 from edgezo.cli.progress import RunProgress
 from edgezo.report import write_report
 from edgezo.settings import Settings

@@ -15,14 +15,15 @@ from edgezo_runtime.noise import Purpose, random_words
 if TYPE_CHECKING:
     from edgezo.tasks.base import Example, Task
 
-#: Rows are sorted by length within windows of this many batches.
+#: Rows are sorted by length within windows of at most this many batches, and a quarter of an
+#: epoch: within a window, the same rows would meet in every epoch.
 WINDOW = 32
 
 
 class BatchPlan:
     """The batches of a run: shuffled anew each epoch, rows of like length together.
 
-    An epoch's rows are put in the order of 64-bit random words, cut into windows of 32 batches,
+    An epoch's rows are put in the order of 64-bit random words, cut into windows of some batches,
     sorted by length within each window and cut into batches, whose order is shuffled in turn.
     Every row comes once an epoch; the epoch's one incomplete batch is filled up with rows from the
     front of its shuffled order.
@@ -65,8 +66,9 @@ class BatchPlan:
         words = random_words(self.seed, Purpose.BATCH_ORDER, epoch, len(self._lengths))
         shuffled = np.argsort(_join(words[0], words[1]), kind="stable")
         rows = shuffled.copy()
-        for start in range(0, len(rows), WINDOW * size):
-            window = rows[start : start + WINDOW * size]
+        width = min(WINDOW, max(self.steps_per_epoch // 4, 1)) * size
+        for start in range(0, len(rows), width):
+            window = rows[start : start + width]
             window[:] = window[np.argsort(self._lengths[window], kind="stable")]
         missing = self.steps_per_epoch * size - len(rows)
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgezo_runtime.batch import CandidateLoss, Objective, OptionLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
-DEFAULT_TEMPLATE = "{text}\nLabel:"
+DEFAULT_TEMPLATE = "Text: {text}\nLabel:"
 ANSWERS = ("label", "label_text")
 
 
@@ -59,10 +60,16 @@ class Classify(Task):
             for word in labels.words
         ]
         _check_distinct(self.word_tokens, labels)
-        first = np.array([tokens[0] for tokens in self.word_tokens], np.int64)
-        self.by_first_token = len(np.unique(first)) == len(first)
-        self._first = first
-        self._room = 0 if self.by_first_token else max(map(len, self.word_tokens)) - 1
+        shared = _shared_prefix(self.word_tokens)
+        # Where one token follows what all words begin with, as in " 1" and " 2" of a tokenizer
+        # that splits off spaces, reading the shared tokens as prompt gives the same scores.
+        if any(len(tokens) > len(shared) + 1 for tokens in self.word_tokens):
+            shared = []
+        self._shared = shared
+        self._first = np.array([tokens[len(shared)] for tokens in self.word_tokens], np.int64)
+        self.by_first_token = len(np.unique(self._first)) == len(self._first)
+        longest = max(map(len, self.word_tokens))
+        self._room = len(shared) if self.by_first_token else longest - 1
 
     @property
     def candidates(self) -> np.ndarray:
@@ -82,7 +89,8 @@ class Classify(Task):
         )
         self.truncated += prompt.cut
         if self.by_first_token:
-            parts = (Part(np.array(prompt.tokens, np.int64), self._first[label : label + 1]),)
+            tokens = np.array([*prompt.tokens, *self._shared], np.int64)
+            parts = (Part(tokens, self._first[label : label + 1]),)
         else:
             parts = tuple(answered(prompt.tokens, word.tolist()) for word in self.word_tokens)
         return [Example(parts, label)]
@@ -106,6 +114,12 @@ class Classify(Task):
             "labels": list(self.labels.labels),
             "words": list(self.labels.words),
         }
+
+
+def _shared_prefix(words: Sequence[np.ndarray]) -> list[int]:
+    """Returns the tokens that all words begin with, short of any word's last token."""
+    columns = zip(*(word[:-1].tolist() for word in words), strict=False)
+    return [column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]
 
 
 def _check_distinct(word_tokens: Sequence[np.ndarray], labels: Labels) -> None:

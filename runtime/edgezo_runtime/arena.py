@@ -22,6 +22,7 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.kernels import Window, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
 
+ONE = np.float32(1)
 ALIGNMENT = 64  # elements between noise offsets, and bytes of each buffer's address
 
 
@@ -37,7 +38,7 @@ class Term:
 
     direction: Direction
     coefficient: np.float32
-    decay: np.float32 = np.float32(1)
+    decay: np.float32 = ONE
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class Arena:
         threads: how many threads sweep; it never changes a bit.
 
     Raises:
-        InputError: a parameter's dtype cannot be trained, or there is none.
+        InputError: a parameter's dtype cannot be trained, there is none, or no thread.
     """
 
     def __init__(self, parameters: Sequence[Parameter], threads: int = 1) -> None:
         if not parameters:
             raise InputError("no parameter is trained; choose some with --tune")
+        if threads < 1:
+            raise InputError(f"threads is {threads}; use 1 or more")
         self.parameters = tuple(parameters)
         self.noise_offsets: dict[str, int] = {}
         self.views: dict[str, np.ndarray] = {}
@@ -100,9 +103,7 @@ class Arena:
     @property
     def digest(self) -> str:
         """SHA-256 of the layout: names, shapes, dtypes and noise offsets."""
-        layout = [
-            (p.name, p.shape, p.dtype, self.noise_offsets[p.name]) for p in self.parameters
-        ]
+        layout = [(p.name, p.shape, p.dtype, self.noise_offsets[p.name]) for p in self.parameters]
         return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
 
     def defer(self, *terms: Term) -> None:
@@ -128,7 +129,8 @@ class Arena:
         while len(self._scratch) < len(terms):
             self._scratch.append(np.empty(POOL_SIZE + BLOCK_SIZE, np.float32))
         blocks = -(-self.size // BLOCK_SIZE)
-        draws = [_Draw(term, blocks, s) for term, s in zip(terms, self._scratch, strict=False)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            draws = [_Draw(term, blocks, s) for term, s in zip(terms, self._scratch, strict=False)]
 
         def sweep(shard: Sequence[_Group]) -> None:
             for group in shard:
@@ -146,9 +148,10 @@ class Arena:
             if view.dtype == dtypes.BFLOAT16.storage:
                 finite = bool(((view & 0x7F80) != 0x7F80).all())
             else:
-                finite = bool(np.isfinite(np.dot(view.reshape(-1), view.reshape(-1)))) or bool(
-                    np.isfinite(view).all()
-                )
+                flat = view.reshape(-1)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    # A finite dot product needs no array of answers; it may overflow, though.
+                    finite = bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all())
             if not finite:
                 return parameter.name
         return None
@@ -189,7 +192,9 @@ class _Draw:
             first = self._offsets[group.blocks] + group.starts
             spans = map(slice, first.tolist(), (first + group.sizes).tolist())
             values = map(self._scaled.__getitem__, spans)
-            operations = map((np.subtract, np.add).__getitem__, (self._signs[group.blocks] > 0).tolist())
+            operations = map(
+                (np.subtract, np.add).__getitem__, (self._signs[group.blocks] > 0).tolist()
+            )
         decay = self._decay if group.decays else None
         return zip(operations, values, itertools.repeat(decay), strict=False)
 

@@ -14,7 +14,7 @@ class Outputs:
 
     Attributes:
         logprobs: log-probability of each target token, (answers,) float32.
-        candidate_logits: logits of the candidate tokens at each position, (answers, choices) float32.
+        candidate_logits: logits of the candidate tokens at each answer, (answers, choices) float32.
     """
 
     logprobs: np.ndarray

@@ -137,7 +137,7 @@ class Manifest:
             raise InputError(f"{path} has context length {self.context_length!r}, not a number > 0")
         for name, digest in self.files.items():
             # The plain name of a file in the folder: nothing outside it is ever opened.
-            if name in ("", ".", "..") or set(name) & set('/\\:\0') or not isinstance(digest, str):
+            if name in ("", ".", "..") or set(name) & set("/\\:\0") or not isinstance(digest, str):
                 raise InputError(
                     f"{path} names the file {name!r}: a bundle's files lie in its own folder"
                 )

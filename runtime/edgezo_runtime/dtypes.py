@@ -43,7 +43,7 @@ _BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in ALL}
 
 
 def named(name: str) -> Dtype:
-    """Returns the dtype of a manifest's `name`; raises InputError for a name edgezo does not know."""
+    """Returns the dtype of a manifest's `name`; raises InputError for an unknown one."""
     try:
         return _BY_NAME[name]
     except KeyError:

@@ -143,7 +143,7 @@ class JournalWriter:
         elif not path.is_file():
             raise InputError(f"cannot read the journal {path}: there is no such file")
         try:
-            self._file = open(path, "r+b", buffering=0)
+            self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise EdgezoError(cannot_write(path, error)) from error
         try:

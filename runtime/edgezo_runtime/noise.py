@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +75,7 @@ class Direction:
     distribution: str = "binomial"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 64:
-            raise InputError(f"seed is {self.seed}; use a whole number from 0 to 2**64 - 1")
+        _check_name(self.seed, self.step, self.sample)
         if self.distribution not in DISTRIBUTIONS:
             raise InputError(
                 f"noise distribution is {self.distribution!r}; use one of "
@@ -108,11 +108,18 @@ def random_words(
 
     ``w = philox(counter=(i, purpose << 24 | sample, step_lo, step_hi), key=(seed_lo, seed_hi))``.
     """
-    if not 0 <= sample < 1 << 24:
-        raise InputError(f"a step has at most 2**24 directions; direction {sample} was asked for")
+    seed, step, sample = _check_name(seed, step, sample)
     step_low, step_high = split64(step)
     counter = (np.arange(count), int(purpose) << 24 | sample, step_low, step_high)
     return philox(counter, split64(seed))
+
+
+def _check_name(seed: int, step: int, sample: int) -> tuple[int, int, int]:
+    """Returns its arguments as plain numbers; raises InputError where they name no counter."""
+    for what, value, bits in (("seed", seed, 64), ("step", step, 64), ("sample", sample, 24)):
+        if not hasattr(value, "__index__") or not 0 <= value < 1 << bits:
+            raise InputError(f"{what} is {value!r}; use a whole number from 0 to 2**{bits} - 1")
+    return operator.index(seed), operator.index(step), operator.index(sample)
 
 
 def direction(

@@ -115,7 +115,7 @@ def read_into(path: Path, destinations: Mapping[str, np.ndarray]) -> str:
         for entry in entries.values():
             target = destinations.get(entry.name)
             remaining = entry.stop - entry.start
-            view = None if target is None else memoryview(target.reshape(-1).view(np.uint8))
+            view = None if target is None else target.reshape(-1).view(np.uint8).data
             while remaining:
                 chunk = scratch if view is None else view[len(view) - remaining :]
                 count = file.readinto(chunk[: min(remaining, CHUNK_BYTES)])

@@ -23,8 +23,10 @@ def write(run: Path, step: int, weights: Weights) -> None:
     folder.mkdir(exist_ok=True)
     weights.arena.settle()
     path = folder / f"step-{step:08d}.safetensors"
-    tensors = [(p.name, dtypes.named(p.dtype), weights.arena.views[p.name])
-               for p in weights.arena.parameters]
+    tensors = [
+        (p.name, dtypes.named(p.dtype), weights.arena.views[p.name])
+        for p in weights.arena.parameters
+    ]
     digest = safetensors_file.write(path, tensors)
     write_text(path.with_suffix(".json"), json.dumps({"step": step, "sha256": digest}) + "\n")
     for old in sorted(folder.glob("step-*.json"))[:-_KEEP]:

@@ -154,6 +154,4 @@ class Tuning:
 
     def _make_method(self) -> None:
         header = self.journal.header
-        self.method = make(
-            header["method"], self.weights.arena, header["seed"], header["settings"]
-        )
+        self.method = make(header["method"], self.weights.arena, header["seed"], header["settings"])

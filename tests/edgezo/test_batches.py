@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_text import SmallModel, small_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edgezo.data import BatchPlan, eval_batches, rows_from
 from edgezo.data.stream import batches
 from edgezo.tasks import make_task
 from edgezo_runtime.batch import CandidateLoss
 from edgezo_runtime.errors import InputError
-from helpers_text import SmallModel, small_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)
 ROWS = [{"text": "good film " * (1 + i % 7), "label": i % 2} for i in range(45)]
@@ -53,7 +54,8 @@ def test_a_step_depends_on_nothing_before_it(
 
 def test_order_is_fixed_for_all_time() -> None:
     plan = BatchPlan([5, 3, 8, 1, 9, 2, 7], 3, seed=1)
-    assert [plan.indices(step).tolist() for step in (1, 2, 3, 4)] == EXPECTED
+    got = [plan.indices(step).tolist() for step in (1, 2, 3, 4)]
+    assert got == [[0, 6, 2], [4, 5, 1], [3, 5, 1], [3, 5, 1]]
 
 
 def test_seeds_and_epochs_differ() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from edgezo.data import read_rows, rows_from
 from edgezo.data.rows import label_value
 from edgezo_runtime.errors import InputError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 EXTRA = st.one_of(st.none(), st.booleans(), st.integers(), WORDS, st.lists(st.integers()))

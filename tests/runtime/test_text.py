@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from edgezo_runtime.errors import InputError
-from edgezo_runtime.text import Tokenizer
 from helpers_text import small_tokenizer, write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.text import Tokenizer
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 

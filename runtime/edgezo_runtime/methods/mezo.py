@@ -15,6 +15,10 @@ from edgezo_runtime.journal import SKIPPED, Record
 from edgezo_runtime.methods.base import Estimate, Method
 from edgezo_runtime.noise import DISTRIBUTIONS, Direction
 
+# What eps may be, so that it and twice it are normal float32 numbers.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max) / 2
+
 
 class Mezo(Method):
     r"""Memory-efficient zeroth-order SGD.
@@ -57,7 +61,7 @@ class Mezo(Method):
         distribution: str = "binomial",
     ) -> None:
         super().__init__(arena, seed)
-        if not (math.isfinite(eps) and eps > 0):
+        if not (math.isfinite(eps) and _SMALLEST <= eps <= _LARGEST):
             raise InputError(f"eps is {eps}; use a number above 0, such as 1e-3")
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
@@ -91,7 +95,7 @@ class Mezo(Method):
         with np.errstate(over="ignore", invalid="ignore"):
             projected_grad = np.float32((higher - lower) / (2 * self.eps))
         record = Record((projected_grad,), lr)
-        if not np.isfinite(projected_grad):
+        if not (np.isfinite(projected_grad) and np.isfinite(self._coefficient(record))):
             record = Record((np.float32(0),), lr, SKIPPED)
         self.arena.defer(self._update(number, record))
         return Estimate((higher + lower) / 2, record)
@@ -113,7 +117,10 @@ class Mezo(Method):
         direction = self._direction(number)
         if record.skipped:
             return Term(direction, np.float32(self.eps))
-        (projected_grad,), lr = record.scalars, record.lr
-        coefficient = np.float32(self.eps - float(lr) * float(projected_grad))
-        decay = np.float32(1 - float(lr) * self.weight_decay)
-        return Term(direction, coefficient, decay)
+        decay = np.float32(1 - float(record.lr) * self.weight_decay)
+        return Term(direction, self._coefficient(record), decay)
+
+    def _coefficient(self, record: Record) -> np.float32:
+        (projected_grad,) = record.scalars
+        with np.errstate(over="ignore"):
+            return np.float32(self.eps - float(record.lr) * float(projected_grad))

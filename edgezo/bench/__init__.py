@@ -1,0 +1,1 @@
+"""Benchmarks: tuning steps against plain inference, in processes that take turns."""
