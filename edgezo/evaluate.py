@@ -12,6 +12,7 @@ import numpy as np
 from edgezo.data.batches import eval_batches
 from edgezo.tasks.base import Example, Task
 from edgezo_runtime.batch import Tally
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
 
 
@@ -74,6 +75,9 @@ def evaluate(
         examples: at least one.
         batch_size: rows per forward pass.
         progress: called with (rows done, rows in all).
+
+    Raises:
+        InputError: there are no examples.
     """
     total = None
     predictions = np.full(len(examples), -1, np.int64)
@@ -86,5 +90,6 @@ def evaluate(
             predictions[indices] = chosen
         if progress:
             progress(total.examples, len(examples))
-    assert total is not None, "an evaluation needs an example"
+    if total is None:
+        raise InputError("there are no examples to evaluate; give data with rows")
     return Metrics.of(total, predictions)

@@ -76,8 +76,9 @@ def _next_logits(model: Model, tokens: list[int]) -> np.ndarray:
 def _choose(logits: np.ndarray, temperature: float, seed: int, position: int) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    wide = logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        weights = np.exp((wide - wide.max()) / temperature)
     edges = np.cumsum(weights / weights.sum())
     draw = int(random_words(seed, Purpose.SAMPLING, position, 1)[0][0]) / 2**32
     return min(int(np.searchsorted(edges, draw, side="right")), len(edges) - 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from edgezo_runtime import journal, safetensors_file
+from edgezo_runtime import journal, safetensors_file, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
@@ -60,6 +62,13 @@ class RunFolder:
             raise InputError(f"{path} is not a run folder: it has no {journal.NAME}")
         return run
 
+    def tidy(self) -> None:
+        """Removes what writes that a crash cut short left behind; the journal's writer calls it."""
+        for folder in (self.path, self.path / snapshot.FOLDER):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        snapshot.tidy(self.path)
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Writes the resolved settings."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
@@ -106,20 +115,23 @@ class MetricsFile:
 
     Args:
         run: the run.
-        steps: keep only what was written up to this step; a resume takes later steps again.
+        steps: keep only what was written up to this step; a resume takes later steps again, and
+            the evaluation after this one.
     """
 
     def __init__(self, run: RunFolder, steps: int = 0) -> None:
-        kept = [line for line in run.read_metrics() if line["step"] <= steps] if steps else []
+        lines = run.read_metrics() if steps else []
+        kept = [line for line in lines if line["step"] < steps + ("eval" not in line)]
         self._path = run.path / METRICS
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)  # nothing is left to fail in `close`
 
     def write(self, **fields: Any) -> None:
         """Appends one line; raises EdgezoError if the disk does not take it."""
         try:
-            self._file.write(json.dumps(fields) + "\n")
-            self._file.flush()
+            data = json.dumps(fields).encode() + b"\n"
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise EdgezoError(cannot_write(self._path, error)) from error
 

@@ -104,7 +104,8 @@ class Settings:
                 clean[name] = _typed(name, value, str(fields[name].type), source)
         for name, field in fields.items():
             if field.default is dataclasses.MISSING and clean.get(name) is None:
-                raise InputError(f"{name} is missing: give --{name.replace('_', '-')}")
+                flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
+                raise InputError(f"{name} is missing: give {flag}")
         return cls(**clean)
 
 
@@ -124,17 +125,21 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
     try:
         if annotation.startswith("tuple"):
             items = value.split(",") if isinstance(value, str) else value
+            if isinstance(value, Mapping):
+                items = [f"{label}={word}" for label, word in value.items()]
             return tuple(str(item).strip() for item in items)
         if annotation.startswith("int"):
-            if isinstance(value, bool) or int(value) != float(value):
+            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
             return int(value)
         if annotation.startswith("float"):
+            if isinstance(value, bool):
+                raise ValueError
             return float(value)  # YAML reads 1e-5 as a string
         if not isinstance(value, str):
             raise ValueError
         return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = {"int": "a whole number", "float": "a number", "tuple": "a list of words"}
         wanted = next((v for k, v in kind.items() if annotation.startswith(k)), "a text")
         raise InputError(f"{source} sets {name} to {value!r}; it must be {wanted}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.rows import read_rows
 from edgezo.evaluate import Metrics, evaluate
-from edgezo.run_folder import MetricsFile, RunFolder
+from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import Settings
 from edgezo.tasks import make_task
 from edgezo.tasks.base import Example, Task
+from edgezo.tasks.labels import parse_label_words
 from edgezo.tuner import Tuner
+from edgezo_runtime import journal
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
 
@@ -70,6 +72,11 @@ def train(
     """
     model = model or load(settings.bundle, tune=settings.tune, threads=settings.threads)
     data = prepare(model, settings)
+    resolved = settings.to_dict() | {"threads": model.threads}
+    resolved["bundle"] = str(Path(settings.bundle).resolve())
+    resolved["data"] = str(Path(settings.data).resolve())
+    if settings.eval_data:
+        resolved["eval_data"] = str(Path(settings.eval_data).resolve())
     tuner = Tuner(
         model,
         method=settings.method,
@@ -81,15 +88,9 @@ def train(
         steps=settings.steps,
         run=settings.out,
         notes=data.notes,
+        settings=resolved,
     )
-    run = RunFolder(settings.out)
-    resolved = settings.to_dict() | {"threads": model.threads}
-    resolved["bundle"] = str(Path(settings.bundle).resolve())
-    resolved["data"] = str(Path(settings.data).resolve())
-    if settings.eval_data:
-        resolved["eval_data"] = str(Path(settings.eval_data).resolve())
-    run.write_settings(resolved)
-    return _loop(tuner, run, settings, data, callback or Callback())
+    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
 
 
 def resume(path: Path | str, callback: Callback | None = None) -> Result:
@@ -103,16 +104,35 @@ def resume(path: Path | str, callback: Callback | None = None) -> Result:
     settings = Settings.from_dict(
         run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
     )
+    header = journal.read(run.journal).header
+    _check_settings(settings, header, run)
     model = load(settings.bundle, tune=settings.tune, threads=settings.threads)
-    tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
     data = prepare(model, settings)
     for name, value in data.notes.items():
-        if tuner.header.get(name) != value:
+        if header.get(name) != value:
             raise InputError(
                 f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
                 f"would have: restore {settings.data}, or start a new run"
             )
+    tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
     return _loop(tuner, run, settings, data, callback)
+
+
+def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolder) -> None:
+    """Raises InputError where a run's settings were edited: its journal fixes them."""
+    fixed = {
+        "tune": header["tune"],
+        "method": header["method"],
+        "seed": header["seed"],
+        **header["lr"],
+        **{name: header["settings"][name] for name in ("eps", "weight_decay")},
+    }
+    for name, value in fixed.items():
+        if getattr(settings, name) != value:
+            raise InputError(
+                f"{run.path / SETTINGS} sets {name} to {getattr(settings, name)!r}, but the run "
+                f"began with {value!r}: restore it, or start a new run"
+            )
 
 
 def prepare(model: Model, settings: Settings) -> TrainingData:
@@ -124,7 +144,7 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
         model.tokenizer,
         model.context_length,
         template=settings.template,
-        label_words=settings.label_words,
+        label_words=_words(settings.label_words),
         defaults=model.bundle.manifest.task,
     )
     train_examples = task.encode_rows(rows)
@@ -139,14 +159,26 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     return TrainingData(task, train_examples, held_out, notes)
 
 
+def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:
+    """Returns label words as a list, or by label where they are written as label=word."""
+    if given is None or not any("=" in word for word in given):
+        return None if given is None else list(given)
+    return parse_label_words(",".join(given))
+
+
 def _loop(
     tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
 ) -> Result:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
-    metrics_file = MetricsFile(run, tuner.step_index)
     metrics: Metrics | None = None
-    skipped = 0
+    skipped = tuner.skipped
     started = time.perf_counter()
+
+    try:
+        metrics_file = MetricsFile(run, tuner.step_index)
+    except BaseException:
+        tuner.close()
+        raise
 
     def evaluate_now() -> Metrics:
         found = evaluate(tuner.model, data.task, data.held_out, settings.batch_size)
@@ -155,6 +187,8 @@ def _loop(
         return found
 
     try:
+        if tuner.step_index < settings.steps and _due(tuner.step_index, settings.eval_every):
+            metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:
             before = time.perf_counter()
             indices = plan.indices(tuner.step_index + 1)
@@ -170,10 +204,9 @@ def _loop(
                 seconds=round(seconds, 4),
             )
             callback.on_step(step, seconds)
-            last = step.number == settings.steps
-            if settings.snapshot_every and step.number % settings.snapshot_every == 0 and not last:
+            if step.number < settings.steps and _due(step.number, settings.snapshot_every):
                 tuner.snapshot()
-            if settings.eval_every and step.number % settings.eval_every == 0 and not last:
+            if step.number < settings.steps and _due(step.number, settings.eval_every):
                 metrics = evaluate_if(data.held_out, evaluate_now)
             if callback.should_stop():
                 break
@@ -193,6 +226,10 @@ def _loop(
         metrics,
         data.task.truncated,
     )
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step > 0 and step % every == 0
 
 
 def evaluate_if(examples: Sequence[Example], run: Callable[[], Metrics]) -> Metrics | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.model import Model
+from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
 from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
@@ -59,6 +61,7 @@ class Tuner:
         run: keep the journal in this folder from the first step on, so that a crash loses nothing;
             without it the journal stays in memory until `save`.
         notes: more for the journal's header: task, data, batch order.
+        settings: what the run's settings.yaml holds; the bundle alone if None.
 
     Raises:
         InputError: a setting is out of range.
@@ -86,20 +89,20 @@ class Tuner:
         steps: int | None = None,
         run: Path | str | None = None,
         notes: dict[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if not np.isfinite(lr) or lr < 0:
-            raise InputError(f"lr is {lr}; use a number of 0 or above, such as 1e-5")
+        _check_rate(lr)
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
                 "make a bundle of the tuned weights with `edgezo replay`"
             )
         learning_rate(lr, schedule, 1, steps)
+        Direction(seed, 1)  # refuses a seed out of range
         self.model = model
         self._lr, self._schedule, self._steps = lr, schedule, steps
-        settings = {"eps": eps, "weight_decay": weight_decay}
-        settings = make(method, model.arena, seed, settings).settings()
-        header = describe(model.weights, method, settings, seed, METHODS[method].scalars)
+        made = make(method, model.arena, seed, {"eps": eps, "weight_decay": weight_decay})
+        header = describe(model.weights, method, made.settings(), seed, METHODS[method].scalars)
         header |= {
             "lr": {"lr": lr, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
@@ -110,7 +113,10 @@ class Tuner:
             self._tuning = Tuning(model.weights, MemoryJournal(header))
         else:
             folder = RunFolder.create(run)
+            # Before the journal: a folder with a journal can be resumed, whenever the crash comes.
+            folder.write_settings(settings or _own_settings(model))
             writer = JournalWriter(folder.journal, header)
+            folder.tidy()
             self._tuning = Tuning(model.weights, writer, folder.path)
 
     @classmethod
@@ -127,19 +133,29 @@ class Tuner:
         """
         folder = RunFolder.open(run)
         writer = JournalWriter(folder.journal)
-        check_header(writer.header, model.weights)
-        self = cls.__new__(cls)
-        self.model = model
-        rate = writer.header["lr"]
-        self._lr, self._schedule, self._steps = rate["lr"], rate["schedule"], rate["steps"]
-        self._tuning = Tuning(model.weights, writer, folder.path)
-        self._tuning.catch_up(progress=progress)
+        try:
+            check_header(writer.header, model.weights)
+            folder.tidy()
+            self = cls.__new__(cls)
+            self.model = model
+            rate = writer.header["lr"]
+            self._lr, self._schedule, self._steps = rate["lr"], rate["schedule"], rate["steps"]
+            self._tuning = Tuning(model.weights, writer, folder.path)
+            self._tuning.catch_up(progress=progress)
+        except BaseException:
+            writer.close()
+            raise
         return self
 
     @property
     def step_index(self) -> int:
         """Number of steps taken."""
         return self._tuning.steps
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps whose slope was not finite, so that they updated nothing."""
+        return sum(record.skipped for record in self._tuning.journal.records)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -157,12 +173,14 @@ class Tuner:
             lr: overrides the schedule for this step; it is recorded like any other.
 
         Raises:
+            InputError: `lr` is out of range.
             EdgezoError: the forward pass failed, the disk is full, or the run diverged.
         """
         number = self.step_index + 1
         if lr is None:
             rate = learning_rate(self._lr, self._schedule, number, self._steps)
         else:
+            _check_rate(lr)
             rate = np.float32(lr)
         estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
         record = estimate.record
@@ -181,6 +199,8 @@ class Tuner:
     def save(self, run: Path | str | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.
 
+        Saving again into the same folder later brings it up to date.
+
         Args:
             run: the folder; by default the one that the tuner was given.
 
@@ -198,9 +218,11 @@ class Tuner:
         else:
             if run is None:
                 raise InputError("save needs a folder: give it one, or give the Tuner run=...")
-            folder = RunFolder.create(run)
+            folder = RunFolder(run)
+            if not _begins(folder, recorder):
+                folder = RunFolder.create(run)
+            folder.write_settings(_own_settings(self.model))
             _write_journal(folder.journal, recorder)
-            folder.write_settings({"bundle": str(self.model.bundle.folder.resolve())})
         folder.save_model(self.model.weights)
         return folder.path
 
@@ -208,6 +230,29 @@ class Tuner:
         """Closes the journal; the tuner takes no more steps."""
         if isinstance(self._tuning.journal, JournalWriter):
             self._tuning.journal.close()
+
+
+def _check_rate(lr: float) -> None:
+    if not np.isfinite(lr) or lr < 0:
+        raise InputError(f"lr is {lr}; use a number of 0 or above, such as 1e-5")
+
+
+def _own_settings(model: Model) -> dict[str, Any]:
+    """Returns the settings of a run that was not made of settings."""
+    return {
+        "bundle": str(model.bundle.folder.resolve()),
+        "tune": model.weights.tune,
+        "threads": model.threads,
+    }
+
+
+def _begins(folder: RunFolder, recorder: MemoryJournal | Any) -> bool:
+    """Whether `folder` holds the beginning of the run that `recorder` has."""
+    if not folder.journal.exists():
+        return False
+    found = journal.read(folder.journal)
+    front = journal.encode_header(recorder.header) == journal.encode_header(found.header)
+    return front and recorder.records[: len(found.records)] == found.records
 
 
 def _write_journal(path: Path, recorder: MemoryJournal | Any) -> None:

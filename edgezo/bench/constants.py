@@ -97,11 +97,15 @@ def _folder_with(weights: Path, stack: contextlib.ExitStack) -> Path:
 
 def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> bytes:
     edited = bytearray()
+    found = False
     for number, raw, payload in _fields(memoryview(model)):
         if number == _MODEL_GRAPH:
+            found = True
             edited += _delimited(_MODEL_GRAPH, _edited_graph(payload, parameters) + initializers)
         else:
             edited += raw
+    if not found:
+        raise ValueError("it holds no graph")
     return bytes(edited)
 
 
@@ -135,8 +139,7 @@ def _tensor(entry: TensorEntry, location: str) -> bytes:
             *(
                 _delimited(
                     _TENSOR_EXTERNAL,
-                    _delimited(_ENTRY_KEY, key.encode())
-                    + _delimited(_ENTRY_VALUE, value.encode()),
+                    _delimited(_ENTRY_KEY, key.encode()) + _delimited(_ENTRY_VALUE, value.encode()),
                 )
                 for key, value in external.items()
             ),

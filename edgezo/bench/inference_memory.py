@@ -16,7 +16,9 @@ INFERENCE_WORKER = "edgezo.bench.inference_worker"
 _FORWARDS = 2
 
 
-def inference_peak(bundle: Path, feeds: Mapping[str, np.ndarray], threads: int | None = None) -> int:
+def inference_peak(
+    bundle: Path, feeds: Mapping[str, np.ndarray], threads: int | None = None
+) -> int:
     """Returns the peak memory of plain inference, in bytes above its process after imports.
 
     A fresh process loads the bundle's graph with the weights as constants into ONNX Runtime's

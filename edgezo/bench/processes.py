@@ -56,8 +56,8 @@ class WorkerProcess:
     """
 
     def __init__(self, *arguments: str) -> None:
-        self._name = Path(arguments[-1]).stem
-        self._errors = tempfile.TemporaryFile()
+        self._name = Path(arguments[-1]).name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed on exit)
         self._process = subprocess.Popen(
             [sys.executable, "-P", *arguments],
             stdin=subprocess.PIPE,

@@ -25,9 +25,9 @@ from edgezo_runtime.model import default_threads
 TUNING_WORKER = "edgezo.bench.tuning_worker"
 CHOICES = 7
 LEAST_ROUNDS = 5
-# What each process does in one turn. As many forward passes on both sides of the ratio.
-_TUNING_TURN = {"step": 2, "forward": 2, "sweep": 4, "add": 4}
-_INFERENCE_TURN = {"forward": 4}
+# What each process does in one turn.
+_TUNING_TURN = {"step": 1, "forward": 2, "sweep": 4, "add": 4}
+_INFERENCE_TURN = {"forward": 2}
 # ONNX Runtime's default session keeps a core busy for about 50 ms after a forward pass.
 PAUSE_SECONDS = 0.2
 _TOLERANCE = 1e-3  # of a logit, relative to the largest
@@ -91,7 +91,7 @@ def bench_step(
         inference_threads = inference.call("threads")
     middle = {name: median(values) for name, values in seconds.items()}
     return {
-        **{f"{name}_ms": round(1e3 * value, 2) for name, value in middle.items()},
+        **{f"{name}_ms": round(1e3 * value, 4) for name, value in middle.items()},
         "ratio": round(middle["step"] / (2 * middle["inference_forward"]), 4),
         "sweep_ratio": round(middle["sweep"] / middle["add"], 4),
         "peak_rss_mb": round(peak / 1e6, 1),
@@ -134,7 +134,9 @@ def random_batch(bundle: Bundle, rows: int, tokens: int, seed: int = 0) -> Batch
     )
 
 
-def open_tuning(worker: WorkerProcess, bundle: Path, feeds: str, batch: Batch, threads: int) -> None:
+def open_tuning(
+    worker: WorkerProcess, bundle: Path, feeds: str, batch: Batch, threads: int
+) -> None:
     """Loads `bundle` and `batch`, whose inputs are saved in `feeds`, in a tuning worker."""
     assert isinstance(batch.objective, CandidateLoss)
     labels = batch.objective.labels.tolist()

@@ -59,8 +59,12 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click >= 8.2
+            error.show()
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        _fail(error, error.exit_code, error.format_message() + hint)
     except EdgezoError as error:
         _fail(error, error.exit_status)
     except OSError as error:
@@ -68,10 +72,13 @@ def main() -> None:
         _fail(error, 1, f"{name}{error.strerror or error}")
     except MemoryError as error:
         _fail(error, 1, "there is not enough memory: use a smaller batch or a smaller model")
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        _fail(error, 1, f"{what}; this is a bug in edgezo, --debug shows where")
 
 
 def _fail(error: BaseException, status: int, sentence: str | None = None) -> None:
     if "--debug" in sys.argv:
         raise error
-    click.echo(f"error: {sentence or error}", err=True)
+    click.echo("error: " + " ".join((sentence or str(error)).split()), err=True)
     sys.exit(status)

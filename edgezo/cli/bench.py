@@ -98,7 +98,7 @@ def _table(fields: dict[str, Any]) -> str:
         "a tuning step             {step_ms:9.1f} ms   {ratio:.2f} x two plain forward passes",
         "a forward pass of edgezo  {forward_ms:9.1f} ms",
         "a plain forward pass      {inference_forward_ms:9.1f} ms",
-        "a sweep over all weights  {sweep_ms:9.1f} ms   {sweep_ratio:.2f} x w += c ({add_ms:.1f} ms)",
+        "a sweep over all weights  {sweep_ms:9.1f} ms   {sweep_ratio:.2f} x w += c",
         "peak memory of tuning     {peak_rss_mb:9.1f} MB   {memory_ratio:.2f} x plain inference",
         "peak memory of inference  {inference_peak_rss_mb:9.1f} MB",
     )

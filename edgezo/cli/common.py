@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,25 @@ template_option = click.option(
 def subcommand(example: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a click command whose help ends with `example`."""
     epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
-    return click.command(epilog=epilog)
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        # Also after the command's name; `main` looks for it among the arguments.
+        debug = click.option(
+            "--debug", is_flag=True, expose_value=False, help="Show a traceback on failure."
+        )
+        return click.command(epilog=epilog)(debug(function))
+
+    return make
 
 
 def print_json(fields: dict[str, Any]) -> None:
     """Prints `fields` as one line of JSON."""
-    click.echo(json.dumps(fields))
+    click.echo(json.dumps({name: _finite(value) for name, value in fields.items()}))
+
+
+def _finite(value: Any) -> Any:
+    """Returns None for what JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
 
 from edgezo.cli.common import as_json, print_json, subcommand, threads_option
-from edgezo.cli.export import export_checkpoint
+from edgezo.cli.models import bundle_of, default_model
 from edgezo.cli.progress import RunProgress
 from edgezo.demo import recipe
-from edgezo.demo.default_model import cache_folder, default_bundle
 from edgezo.demo.story import Story, tell
 from edgezo.report import Comparison, write_report
-from edgezo_runtime.bundle import is_bundle
-from edgezo_runtime.errors import EdgezoError
-from edgezo_runtime.files import sha256
 
 
 @subcommand("edgezo demo --steps 100 --out runs/demo")
@@ -39,7 +32,7 @@ def command(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    bundle = _bundle_of(model, say)
+    bundle = bundle_of(model, say) if model else default_model(say)
     out = out or _free_folder(Path("edgezo-demo"))
     with RunProgress(steps or recipe.STEPS) as progress:
         story = tell(bundle, out, steps, threads, progress, say)
@@ -52,36 +45,6 @@ def command(
         click.echo(f"\nThe run is in {story.run.path}, its report in {report}")
     if as_json:
         print_json(story.to_json())
-
-
-def _bundle_of(model: Path | None, say: Callable[[str], None]) -> Path:
-    """Returns the bundle to tune, made first where it has to be."""
-    if model is None:
-        return default_bundle(_convert_gguf, say)
-    if is_bundle(model):
-        return model
-    config = model / "config.json"
-    if not config.is_file():
-        raise EdgezoError(f"{model} is neither a bundle nor a Hugging Face folder (no config.json)")
-    bundle = cache_folder() / f"{model.resolve().name}-{sha256(config)[:12]}.edgezo"
-    if not is_bundle(bundle):
-        say(f"exporting {model} to {bundle}")
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        export_checkpoint(model, bundle)
-    return bundle
-
-
-def _convert_gguf(gguf: Path, bundle: Path) -> None:
-    """Converts in a process of its own, so that its memory is not counted as the tuning's."""
-    try:
-        from edgezo_export.gguf_checkpoint import gguf_to_bundle
-    except ImportError as error:
-        raise EdgezoError(
-            f"reading the model needs {error.name}: run `pip install 'edgezo[demo]'`"
-        ) from error
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        pool.submit(gguf_to_bundle, gguf, bundle).result()
 
 
 def _free_folder(path: Path) -> Path:
@@ -109,7 +72,7 @@ def _table_rows(story: Story) -> list[tuple[str, str, str]]:
 
 def _comparison(story: Story) -> Comparison:
     examples = [
-        {"utterance": p.text, "before": p.before, "after": p.after, "truth": p.truth}
+        {"utterance": p.text, "label": p.truth, "before": p.before, "after": p.after}
         for p in story.predictions
     ]
     return Comparison(_table_rows(story), examples)

@@ -49,9 +49,9 @@ def command(
     loaded, _ = open_model(model, threads)
     rows = read_rows(data)
     given = (task, template, label_words)
-    if is_run(model) and given == (None, None, None):
-        header = read(RunFolder(model).journal).header
-        maker = task_from_settings(header["task"], loaded.tokenizer)
+    own = read(RunFolder(model).journal).header.get("task") if is_run(model) else None
+    if own and given == (None, None, None):
+        maker = task_from_settings(own, loaded.tokenizer)
     else:
         maker = make_task(
             task,

@@ -59,7 +59,10 @@ def command(config: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def finish(result: Result, as_json: bool) -> None:
-    """Writes the report of a run that stopped or finished, and says how it went."""
+    """Writes the report of a run that stopped or finished, and says how it went.
+
+    A run that Ctrl-C stopped ends with exit status 130, so that nothing after it goes on.
+    """
     write_report(result.run)
     fields: dict[str, Any] = {
         "run_dir": str(result.run.path),
@@ -74,7 +77,13 @@ def finish(result: Result, as_json: bool) -> None:
     }
     if as_json:
         print_json(fields)
-        return
+    else:
+        _say(result, fields["journal_bytes"])
+    if not result.finished:
+        click.get_current_context().exit(130)
+
+
+def _say(result: Result, journal_bytes: int) -> None:
     if result.truncated:
         click.echo(f"{result.truncated} texts were cut to fit the model's context")
     if not result.finished:
@@ -84,5 +93,5 @@ def finish(result: Result, as_json: bool) -> None:
         click.echo(f"held-out {result.metrics}")
     click.echo(
         f"{result.steps} steps in {result.seconds:.0f} s; the run is in {result.run.path}, "
-        f"its journal has {fields['journal_bytes']} bytes"
+        f"its journal has {journal_bytes} bytes"
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from edgezo.settings import Settings
+from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.model import FULL
 
 INTENTS = (
     "add to playlist",
@@ -16,16 +19,32 @@ INTENTS = (
     "search creative work",
     "search screening event",
 )
-LABEL_WORDS = ("playlist", "dining", "weather", "listening", "rating", "finding", "cinema")
+LABEL_WORDS = ("add", "restaurant", "weather", "play", "review", "find", "movies")
 # Tried zero-shot; the first one is then tuned.
-PROMPTS = ("{text} =>", "{text}\nIntent:", "Request: {text}\nTopic:")
-STEPS = 500
+PROMPTS = (
+    "Request: {text} Topic:",
+    "{text}\nIn one word:",
+    "User: {text}\nThe user wants the",
+)
+STEPS = 560
+_BLOCK = re.compile(r"(.*?\.)(\d+)\.")
 
 
 def data_file(name: str) -> Path:
     """Returns the path of ``train.jsonl`` or ``test.jsonl``."""
     with as_file(files("edgezo.demo") / "data" / name) as path:
         return path
+
+
+def upper_blocks(bundle: Bundle) -> str:
+    """Returns patterns that match the upper two thirds of a model's blocks.
+
+    They learn this task at three times the rate that all weights can take.
+    """
+    names = [parameter.name for parameter in bundle.manifest.parameters]
+    blocks = {int(match[2]): match[1] for name in names if (match := _BLOCK.match(name))}
+    upper = sorted(blocks)[len(blocks) // 3 :]
+    return ",".join(f"{blocks[n]}{n}.*" for n in upper) or FULL
 
 
 def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) -> Settings:
@@ -39,11 +58,12 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         task="classify",
         template=PROMPTS[0],
         label_words=LABEL_WORDS,
+        tune=upper_blocks(open_bundle(bundle)),
         steps=steps,
-        batch_size=16,
-        lr=4e-5,
+        batch_size=12,
+        lr=1e-4,
         schedule="linear",
-        eps=1e-3,
-        eval_every=max(steps // 4, 1),
+        eps=1.6e-3,
+        eval_every=max(steps // 2, 1),
         threads=threads,
     )

@@ -8,7 +8,6 @@ a float32 and a float16 copy of one model are moved along the same direction.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,11 @@ import numpy as np
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.kernels import Window, kernel_for
+from edgezo_runtime.kernels import kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
 
 ONE = np.float32(1)
+_CIRCLE = POOL_SIZE + BLOCK_SIZE  # the pool, and its start again for windows that run over
 ALIGNMENT = 64  # elements between noise offsets, and bytes of each buffer's address
 
 
@@ -127,7 +127,7 @@ class Arena:
         """
         terms, self._deferred = self._deferred + terms, ()
         while len(self._scratch) < len(terms):
-            self._scratch.append(np.empty(POOL_SIZE + BLOCK_SIZE, np.float32))
+            self._scratch.append(np.empty(2 * _CIRCLE, np.float32))
         blocks = -(-self.size // BLOCK_SIZE)
         with np.errstate(over="ignore", invalid="ignore"):
             draws = [_Draw(term, blocks, s) for term, s in zip(terms, self._scratch, strict=False)]
@@ -178,25 +178,26 @@ class _Draw:
         self._decay = None if term.decay == 1 else np.float32(term.decay)
         if term.direction.distribution == "gaussian":
             return
+        positive, negative = scratch[:_CIRCLE], scratch[_CIRCLE:]
         pool = noise.pool(term.direction.distribution)
-        np.multiply(pool, self._coefficient, scratch[:POOL_SIZE])
-        scratch[POOL_SIZE:] = scratch[:BLOCK_SIZE]  # the pool is circular
+        np.multiply(pool, self._coefficient, positive[:POOL_SIZE])
+        positive[POOL_SIZE:] = positive[:BLOCK_SIZE]  # the pool is circular
+        np.negative(positive, negative)  # a sign is then an offset
         self._scaled = scratch
-        self._offsets, self._signs = term.direction.blocks(blocks)
+        offsets, signs = term.direction.blocks(blocks)
+        self._first = np.where(signs < 0, offsets + _CIRCLE, offsets)
 
-    def windows(self, group: _Group) -> Iterable[Window]:
+    def windows(self, group: _Group) -> Iterable[np.ndarray]:
+        """Returns what to add to each piece of `group`, in order."""
         if self._direction.distribution == "gaussian":
-            values = map(self._gaussian, group.pieces)
-            operations: Iterable = itertools.repeat(np.add)
-        else:
-            first = self._offsets[group.blocks] + group.starts
-            spans = map(slice, first.tolist(), (first + group.sizes).tolist())
-            values = map(self._scaled.__getitem__, spans)
-            operations = map(
-                (np.subtract, np.add).__getitem__, (self._signs[group.blocks] > 0).tolist()
-            )
-        decay = self._decay if group.decays else None
-        return zip(operations, values, itertools.repeat(decay), strict=False)
+            return map(self._gaussian, group.pieces)
+        first = self._first[group.blocks] + group.starts
+        spans = map(slice, first.tolist(), (first + group.sizes).tolist())
+        return map(self._scaled.__getitem__, spans)
+
+    def decay(self, group: _Group) -> np.float32 | None:
+        """Returns what to multiply `group` with afterwards, if anything."""
+        return self._decay if group.decays else None
 
     def _gaussian(self, piece: _Piece) -> np.ndarray:
         block = self._direction.gaussian_block(piece.block)
@@ -216,9 +217,10 @@ class _Group:
         self._kernel = kernel_for(pieces[0].dtype)
 
     def add(self, draws: Sequence[_Draw]) -> None:
+        windows = [draw.windows(self) for draw in draws]
+        decays = [draw.decay(self) for draw in draws]
         with np.errstate(over="ignore", invalid="ignore"):
-            windows = (draw.windows(self) for draw in draws)
-            self._kernel.sweep(zip(self.weights, *windows, strict=False))
+            self._kernel.sweep(zip(self.weights, *windows, strict=False), decays)
 
 
 def _merged(pieces: Iterable[_Piece], buffers: dict[dtypes.Dtype, np.ndarray]) -> list[_Piece]:

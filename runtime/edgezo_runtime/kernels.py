@@ -4,41 +4,46 @@ For each term in turn, rounding to the storage dtype in between, every kernel co
 
 .. math:: w \leftarrow (w + s \, x) \cdot d
 
-in float32 without contraction, where x is a window of the scaled pool, s its sign and d the decay
-(left out where it is 1). Subnormals are kept; the result is rounded to nearest, ties to even.
+in float32 without contraction, where s x is a window of the scaled pool and d the decay (left out
+where it is 1). Subnormals are kept; the result is rounded to nearest, ties to even.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.noise import BLOCK_SIZE
 
-# What one term does to one piece: np.add or np.subtract, the window (n,) float32, and the decay.
-# A plain tuple: a sweep makes thousands of them, and their cost is part of every step.
-Window = tuple[Callable[..., np.ndarray], np.ndarray, np.float32 | None]
+# A piece of weights and a window for each term, all (n,) with n <= BLOCK_SIZE. Plain tuples and
+# positional arguments: a sweep handles thousands of pieces, and each microsecond counts.
+Piece = tuple[np.ndarray, *tuple[np.ndarray, ...]]
 
 
 class Kernel(abc.ABC):
     """Sweeps pieces of one dtype; it owns scratch memory, so that each thread has its own."""
 
     @abc.abstractmethod
-    def sweep(self, pieces: Iterable[tuple[np.ndarray, *tuple[Window, ...]]]) -> None:
-        """Applies to each piece (n,) its windows, in place; n is at most `BLOCK_SIZE`."""
+    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
+        """Adds to each piece its windows in turn, in place, and multiplies with each's decay."""
 
 
 class Float32Kernel(Kernel):
     """float32 weights: added where they lie."""
 
-    def sweep(self, pieces: Iterable[tuple[np.ndarray, *tuple[Window, ...]]]) -> None:
-        multiply = np.multiply
+    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
+        add, multiply = np.add, np.multiply
+        if all(decay is None for decay in decays):
+            for weights, *windows in pieces:
+                for window in windows:
+                    add(weights, window, weights)
+            return
         for weights, *windows in pieces:
-            for operation, values, decay in windows:
-                operation(weights, values, weights)
+            for window, decay in zip(windows, decays, strict=True):
+                add(weights, window, weights)
                 if decay is not None:
                     multiply(weights, decay, weights)
 
@@ -49,12 +54,12 @@ class _WideningKernel(Kernel):
     def __init__(self) -> None:
         self._wide = np.empty(BLOCK_SIZE, np.float32)
 
-    def sweep(self, pieces: Iterable[tuple[np.ndarray, *tuple[Window, ...]]]) -> None:
+    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
         for weights, *windows in pieces:
             wide = self._wide[: weights.size]
-            for operation, values, decay in windows:
+            for window, decay in zip(windows, decays, strict=True):
                 self._widen(weights, wide)
-                operation(wide, values, wide)
+                np.add(wide, window, wide)
                 if decay is not None:
                     np.multiply(wide, decay, wide)
                 self._round(wide, weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgezo_runtime.session import Session
 from edgezo_runtime.text import Tokenizer
 
 FULL = "full"
+_CHUNK = 1 << 20  # elements checked at once
 
 
 def default_threads() -> int:
@@ -43,6 +44,8 @@ class Weights:
         self.arena = Arena(trained, threads)
         self._frozen: dict[str, np.ndarray] = {}
         self.at_base = False  # whether the weights are the bundle's own, unchanged
+        #: Rebuilds the weights where a step was broken off half way; None where they are whole.
+        self.mend: Callable[[], None] | None = None
 
     def load(self, path: Path | None = None, digest: str | None = None) -> None:
         """Reads the weights from `path`, the bundle's own file if None.
@@ -65,11 +68,22 @@ class Weights:
                 if parameter.name not in self.arena.views:
                     entry = _entry_for(parameter, entries, self.bundle.weights)
                     frozen = safetensors_file.map_tensor(self.bundle.weights, entry)
+                    if not _finite(frozen):
+                        raise InputError(
+                            f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
+                            "it cannot be tuned or run"
+                        )
                     self._frozen[parameter.name] = frozen
+
+    def settle(self) -> None:
+        """Brings the weights up to date; whoever reads them calls this first."""
+        if self.mend is not None:
+            self.mend()
+        self.arena.settle()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns every parameter by name, trained or frozen, in manifest order; none is copied."""
-        self.arena.settle()
+        self.settle()
         views = self.arena.views
         return {
             p.name: views[p.name] if p.name in views else self._frozen[p.name]
@@ -109,7 +123,7 @@ class Model:
 
     def forward(self, batch: Batch) -> Outputs:
         """Runs one forward pass over `batch`."""
-        self.arena.settle()
+        self.weights.settle()
         return self._session.forward(batch)
 
     def loss(self, batch: Batch) -> float:
@@ -161,3 +175,17 @@ def _entry_for(
     if entry is None or (entry.dtype, entry.shape) != expected:
         raise InputError(f"{path} has no tensor {parameter.name!r} as the manifest describes it")
     return entry
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether `array` holds neither NaN nor infinity; it is read in pieces."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if chunk.dtype == dtypes.BFLOAT16.storage:
+            whole = bool(((chunk & 0x7F80) != 0x7F80).all())
+        else:
+            whole = chunk.dtype.kind != "f" or bool(np.isfinite(chunk).all())
+        if not whole:
+            return False
+    return True

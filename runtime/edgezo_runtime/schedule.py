@@ -36,6 +36,6 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int | None) -> np.
         raise InputError(f"schedule is {schedule!r}; use one of " + ", ".join(NAMES))
     if schedule == "constant":
         return np.float32(lr)
-    if not steps:
+    if steps is None or steps < 1:
         raise InputError(f"the {schedule} schedule needs the number of steps")
     return np.float32(lr * _FACTORS[schedule]((min(step, steps) - 1) / steps))

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from edgezo_runtime import dtypes, safetensors_file
-from edgezo_runtime.errors import InputError
-from edgezo_runtime.files import write_text
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write, write_text
 from edgezo_runtime.model import Weights
 
 FOLDER = "snapshots"
@@ -20,7 +20,10 @@ def write(run: Path, step: int, weights: Weights) -> None:
     The checksum is written last, so a snapshot with a checksum is whole.
     """
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise EdgezoError(cannot_write(folder, error)) from error
     weights.arena.settle()
     path = folder / f"step-{step:08d}.safetensors"
     tensors = [
@@ -32,6 +35,13 @@ def write(run: Path, step: int, weights: Weights) -> None:
     for old in sorted(folder.glob("step-*.json"))[:-_KEEP]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def tidy(run: Path) -> None:
+    """Removes weights without a checksum: a crash came before it was written."""
+    for path in (run / FOLDER).glob("step-*.safetensors"):
+        if not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
 
 
 def load_newest(run: Path, weights: Weights, latest: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from edgezo_runtime import noise, snapshot
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
-from edgezo_runtime.methods import Estimate, make
+from edgezo_runtime.methods import METHODS, Estimate, make
 from edgezo_runtime.model import Weights
 
 MAX_CONSECUTIVE_SKIPS = 10
@@ -62,8 +62,12 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
 
     Raises:
         InputError: it was made from another base, another choice of parameters, or noise that
-            this engine cannot make.
+            this engine cannot make; or it lacks what a replay needs.
     """
+    kinds = {"base": str, "layout": str, "method": str, "settings": dict, "seed": int, "numpy": str}
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            raise InputError(f"the journal's header has no {key} to replay from: it is damaged")
     if header["base"] != weights.bundle.digest:
         raise InputError(
             f"the journal was not made from {weights.bundle.folder}: its base has manifest "
@@ -71,9 +75,16 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
         )
     if header["layout"] != weights.arena.digest:
         raise InputError("the journal's arena layout differs: this edgezo lays weights out anew")
-    if header["noise"] != noise.VERSION:
+    if header.get("noise") != noise.VERSION:
         raise InputError(
-            f"the journal has noise version {header['noise']}, this edgezo draws {noise.VERSION}"
+            f"the journal has noise version {header.get('noise')}, "
+            f"this edgezo draws {noise.VERSION}"
+        )
+    method = METHODS.get(header["method"])
+    if method is not None and header["scalars"] != method.scalars:
+        raise InputError(
+            f"the journal holds {header['scalars']} scalars a step, "
+            f"{method.name} needs {method.scalars}: it is damaged"
         )
     gaussian = header["settings"].get("distribution") == "gaussian"
     if gaussian and header["numpy"] != np.__version__:
@@ -112,8 +123,13 @@ class Tuning:
         """
         self.mend()
         self._whole = self.weights.at_base = False  # not whole until the record is kept
-        estimate = self.method.step(self.steps + 1, loss, lr)
-        self.journal.append(estimate.record)
+        try:
+            estimate = self.method.step(self.steps + 1, loss, lr)
+            self.journal.append(estimate.record)
+        except BaseException:
+            # Not at once: a process that is about to end would wait for nothing.
+            self.weights.mend = self.catch_up
+            raise
         self._whole = True
         skips = consecutive_skips(self.journal.records)
         if skips >= MAX_CONSECUTIVE_SKIPS:
@@ -140,6 +156,7 @@ class Tuning:
             progress: called with the number of steps replayed so far.
         """
         records = self.journal.records if records is None else records
+        self._whole = False
         self._make_method()
         done = 0
         if self._run is None:
@@ -150,6 +167,8 @@ class Tuning:
             self.method.replay(number, records[number - 1])
             if progress:
                 progress(number)
+        self.weights.at_base = not records
+        self.weights.mend = None
         self._whole = True
 
     def _make_method(self) -> None:

@@ -25,7 +25,7 @@ Specs = Sequence[tuple[str, tuple[int, ...], str]]
 
 PHILOX = (
     ((0, 0, 0, 0), (0, 0)),
-    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2),
+    ((0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)),
     ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)),
 )
 DRAWS = (

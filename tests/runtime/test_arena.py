@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import STORAGE, Specs, contents, make_arena
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_oracle import OracleTerm, decode, encode, layout, swept
+from runtime_helpers import STORAGE, Specs, contents, make_arena
 
 from edgezo_runtime import noise
 from edgezo_runtime.arena import Arena, Term
@@ -88,11 +88,9 @@ def test_views_do_not_overlap(specs: Specs) -> None:
         assert start + length <= following
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SPECS, TERMS, st.integers(1, 4))
-def test_a_sweep_equals_its_definition(
-    specs: Specs, terms: list[OracleTerm], threads: int
-) -> None:
+def test_a_sweep_equals_its_definition(specs: Specs, terms: list[OracleTerm], threads: int) -> None:
     arena = make_arena(specs, threads)
     expected = {dtype.name: bytearray(b.tobytes()) for dtype, b in arena.buffers.items()}
     for (_, shape, dtype), (offset, first, size) in zip(specs, layout(specs), strict=True):

@@ -35,7 +35,7 @@ FILES = settings(
 def make(described: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(3)
     return {
-        name: (generator.standard_normal(shape) * 50).astype(np.dtype(dtype))
+        name: np.asarray(generator.standard_normal(shape) * 50).astype(np.dtype(dtype))
         for name, (shape, dtype) in described.items()
     }
 
@@ -390,7 +390,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
         "path.write_bytes(b'old')\n" + FILL + "print(path.read_bytes(), len(list("
         "path.parent.iterdir())))\n"
     )
-    mount = f"mount -t tmpfs -o size=1m none '{disk}' || exit 77; exec '{sys.executable}' '{script}'"
+    mount = (
+        f"mount -t tmpfs -o size=1m none '{disk}' || exit 77; exec '{sys.executable}' '{script}'"
+    )
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", f"{mount} '{disk}/w.safetensors'"],
         capture_output=True,
@@ -408,7 +410,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
-    with pytest.raises(EdgezoError, match="cannot write .*Permission denied"):
+    with pytest.raises(EdgezoError, match=r"cannot write .*Permission denied"):
         write(folder / "w", {"w": np.ones(3, np.float32)})
 
 

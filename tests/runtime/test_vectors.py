@@ -114,7 +114,9 @@ def test_pool(kind: str) -> None:
     assert [pool_value(k, kind) for k in range(16)] == first
 
 
-@pytest.mark.parametrize("case", VECTORS["blocks"], ids=lambda case: f"{case['seed']}-{case['step']}")
+@pytest.mark.parametrize(
+    "case", VECTORS["blocks"], ids=lambda case: f"{case['seed']}-{case['step']}"
+)
 def test_blocks(case: dict[str, Any]) -> None:
     seed, step, sample = int(case["seed"]), int(case["step"]), case["sample"]
     expected = list(zip(case["offsets"], case["signs"], strict=True))

@@ -1,0 +1,96 @@
+"""Small arenas and bundles, made without the code under test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import Parameter
+
+Specs = tuple[tuple[str, tuple[int, ...], str], ...]
+LR = np.float32(0.02)
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+
+def make_arena(specs: Specs, threads: int = 1, seed: int = 0, scale: float = 0.5) -> Arena:
+    """Returns an arena whose weights are drawn from N(0, scale^2)."""
+    parameters = [Parameter(name, shape, dtype, "linear") for name, shape, dtype in specs]
+    arena = Arena(parameters, threads)
+    fill(arena, seed, scale)
+    return arena
+
+
+def fill(arena: Arena, seed: int = 0, scale: float = 0.5) -> None:
+    """Draws the weights again; the values are exact in bfloat16."""
+    generator = np.random.default_rng(seed)
+    for parameter in arena.parameters:
+        values = (generator.standard_normal(parameter.shape) * scale).astype(np.float32)
+        bits = values.view(np.uint32) & np.uint32(0xFFFF0000)
+        if parameter.dtype == "bfloat16":
+            arena.views[parameter.name][...] = bits >> 16
+        else:
+            arena.views[parameter.name][...] = bits.view(np.float32)
+
+
+def contents(arena: Arena) -> bytes:
+    """Returns all bytes of the arena, padding included."""
+    arena.settle()
+    return b"".join(buffer.tobytes() for buffer in arena.buffers.values())
+
+
+def write_bundle(
+    folder: Path, tensors: Mapping[str, np.ndarray], change: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a float32 bundle whose graph is no graph; `change` overrides manifest fields."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "graph.onnx").write_bytes(b"not read by these tests")
+    save_file(dict(tensors), folder / "model.safetensors")
+    names = ("graph.onnx", "model.safetensors")
+    manifest = {
+        "schema": 1,
+        "parameters": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "dtype": "float32",
+                "kind": "linear",
+                "aliases": [],
+            }
+            for name, array in tensors.items()
+        ],
+        "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["rows", "length"]}],
+        "outputs": [{"name": "logprobs", "dtype": "float32", "shape": ["answers"]}],
+        "context_length": 32,
+        "task": {},
+        "files": {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names},
+        "versions": {},
+    }
+    manifest.update(change or {})
+    (folder / "edgezo.json").write_text(json.dumps(manifest))
+    return folder
+
+
+class Quadratic:
+    """L(w) = sum of (w - target)^2 / 2 over all weights; its gradient is w - target."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        generator = np.random.default_rng(5)
+        self.targets = {n: generator.standard_normal(v.shape) for n, v in arena.views.items()}
+
+    def __call__(self) -> float:
+        views = self._arena.views
+        return sum(
+            float(((views[n].astype(np.float64) - t) ** 2).sum()) / 2
+            for n, t in self.targets.items()
+        )
+
+    def gradient(self) -> dict[str, np.ndarray]:
+        return {n: self._arena.views[n].astype(np.float64) - t for n, t in self.targets.items()}

@@ -1,0 +1,53 @@
+"""Memory figures follow what the process really holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from edgezo_runtime import memory
+
+MIB = 1 << 20
+
+
+def test_resident_memory_agrees_with_psutil() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("elsewhere only the peak is known")
+    assert abs(memory.resident_bytes() - psutil.Process().memory_info().rss) < 16 * MIB
+
+
+def test_resident_memory_follows_allocations() -> None:
+    before = memory.resident_bytes()
+    block = np.ones(64 * MIB, np.uint8)
+    assert memory.resident_bytes() - before > 32 * MIB
+    assert memory.peak_bytes() >= before + 32 * MIB
+    assert block[-1] == 1
+
+
+def test_the_peak_is_this_process_alone() -> None:
+    """A large parent does not count in its child, and what was freed still does."""
+    block = np.ones(256 * MIB, np.uint8)
+    script = (
+        "from edgezo_runtime import memory\n"
+        "start = memory.peak_bytes()\n"
+        "b = bytearray(b'x') * (96 << 20)\n"
+        "del b\n"
+        "print(start, memory.peak_bytes(), memory.resident_bytes())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    start, peak, resident = map(int, done.stdout.split())
+    assert start < block.nbytes
+    assert peak - start > 64 * MIB
+    assert resident <= peak
+
+
+def test_elsewhere_the_peak_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resource")
+    monkeypatch.setattr(memory, "_linux_status", lambda: None)
+    assert memory.resident_bytes() == memory.peak_bytes() > 8 * MIB
