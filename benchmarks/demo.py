@@ -16,8 +16,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402
-from recording import record  # noqa: E402
+from matplotlib import pyplot
+from recording import record
 
 from edgezo.run_folder import RunFolder
 
@@ -54,7 +54,7 @@ def draw(metrics: list[dict[str, Any]], before: float) -> None:
         sum(losses[max(0, end - _WINDOW) : end]) / len(losses[max(0, end - _WINDOW) : end])
         for end in range(1, len(losses) + 1)
     ]
-    style = {"font.size": 9, "svg.hashsalt": "edgezo", "axes.spines.top": False}
+    style: Any = {"font.size": 9, "svg.hashsalt": "edgezo", "axes.spines.top": False}
     with pyplot.rc_context(style):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
         left.plot(losses, color="#9ecae1", linewidth=0.6)

@@ -26,7 +26,7 @@ TUNING_WORKER = "edgezo.bench.tuning_worker"
 CHOICES = 7
 LEAST_ROUNDS = 5
 # What each process does in one turn.
-_TUNING_TURN = {"step": 1, "forward": 2, "sweep": 4, "add": 4}
+_TUNING_TURN = {"step": 1, "forward": 2, "sweep": 4, "add": 4, "threaded_add": 4}
 _INFERENCE_TURN = {"forward": 2}
 # ONNX Runtime's default session keeps a core busy for about 50 ms after a forward pass.
 PAUSE_SECONDS = 0.2

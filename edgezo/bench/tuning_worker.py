@@ -74,12 +74,17 @@ class TuningWorker:
         return timed(_there_and_back(lambda c: arena.add(Term(Direction(0, 1), c))), count)
 
     def add(self, count: int) -> list[float]:
-        """Returns the seconds of each of `count` times ``w += c``, with as many threads."""
+        """Returns the seconds of each of `count` times NumPy's own ``w += c`` over all weights."""
+        arena = self._weights.arena
+        arena.settle()
+        buffers = list(arena.buffers.values())
+        return timed(_there_and_back(lambda c: [np.add(w, c, out=w) for w in buffers]), count)
+
+    def threaded_add(self, count: int) -> list[float]:
+        """The same, cut up for as many threads as a sweep has."""
         arena = self._weights.arena
         arena.settle()
         parts = [p for b in arena.buffers.values() for p in np.array_split(b, self._threads)]
-        if self._threads == 1:
-            return timed(_there_and_back(lambda c: [np.add(w, c, out=w) for w in parts]), count)
         with ThreadPoolExecutor(self._threads) as pool:
 
             def add(c: np.float32) -> None:

@@ -10,6 +10,7 @@ import click
 
 from edgezo.bench.step import LEAST_ROUNDS, bench_step
 from edgezo.cli.common import as_json, print_json, subcommand, threads_option
+from edgezo.cli.models import default_model
 
 RANDOM_MODELS = ("opt-125m",)
 DEFAULT_MODEL = "smollm2"
@@ -77,10 +78,7 @@ def bundle_for(model: str) -> Path:
         InputError: the default model can be had neither from the cache nor from the network.
     """
     if model == DEFAULT_MODEL:
-        from edgezo.demo.default_model import default_bundle
-        from edgezo_export.gguf_checkpoint import gguf_to_bundle
-
-        return default_bundle(gguf_to_bundle, lambda line: click.echo(line, err=True))
+        return default_model(lambda line: click.echo(line, err=True))
     if model in RANDOM_MODELS:
         from edgezo.demo.default_model import cache_folder
         from edgezo_export.random_bundle import random_bundle

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,11 +18,10 @@ import numpy as np
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.kernels import kernel_for
+from edgezo_runtime.kernels import Call, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
 
 ONE = np.float32(1)
-_CIRCLE = POOL_SIZE + BLOCK_SIZE  # the pool, and its start again for windows that run over
 ALIGNMENT = 64  # elements between noise offsets, and bytes of each buffer's address
 
 
@@ -92,7 +91,7 @@ class Arena:
         pieces = [p for parameter in self.parameters for p in self._pieces_of(parameter)]
         self._shards = [_grouped(s) for s in _split(_merged(pieces, self.buffers), threads)]
         self._pool = ThreadPoolExecutor(threads, "edgezo-sweep") if threads > 1 else None
-        self._scratch: list[np.ndarray] = []
+        self._windows: list[_Windows] = []
         self._deferred: tuple[Term, ...] = ()
 
     @property
@@ -126,20 +125,35 @@ class Arena:
         the memory.
         """
         terms, self._deferred = self._deferred + terms, ()
-        while len(self._scratch) < len(terms):
-            self._scratch.append(np.empty(2 * _CIRCLE, np.float32))
-        blocks = -(-self.size // BLOCK_SIZE)
-        with np.errstate(over="ignore", invalid="ignore"):
-            draws = [_Draw(term, blocks, s) for term, s in zip(terms, self._scratch, strict=False)]
+        ready = self._ready(terms)
+        decays = [None if term.decay == 1 else np.float32(term.decay) for term in terms]
 
         def sweep(shard: Sequence[_Group]) -> None:
-            for group in shard:
-                group.add(draws)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for group in shard:
+                    group.sweep([windows.calls(group) for windows in ready], decays)
 
         if self._pool is None:
             sweep(self._shards[0])
         else:
             list(self._pool.map(sweep, self._shards))
+
+    def _ready(self, terms: Sequence[Term]) -> list[_Windows]:
+        """Returns each term's windows; those of the last directions are still there."""
+        groups = [group for shard in self._shards for group in shard]
+        blocks = -(-self.size // BLOCK_SIZE)
+        free, ready = list(self._windows), []
+        for term in terms:
+            same = (w for w in free if w.direction == term.direction)
+            windows = next(same, free[0] if free else None)
+            if windows is None:
+                windows = _Windows()
+                self._windows.append(windows)
+            else:
+                free.remove(windows)
+            windows.load(term, groups, blocks)
+            ready.append(windows)
+        return ready
 
     def nonfinite(self) -> str | None:
         """Returns the name of a parameter that holds NaN or infinity, or None."""
@@ -169,39 +183,52 @@ class Arena:
             start = stop
 
 
-class _Draw:
-    """A term made ready: its blocks drawn, its pool scaled once."""
+class _Windows:
+    """The scaled pool, and which of its windows one direction adds to each piece of weights.
 
-    def __init__(self, term: Term, blocks: int, scratch: np.ndarray) -> None:
-        self._direction = term.direction
+    A step sweeps three times along one direction; only the pool's scale changes between.
+    """
+
+    def __init__(self) -> None:
+        self.direction: Direction | None = None
+        self._scaled = np.empty(POOL_SIZE + BLOCK_SIZE, np.float32)
+        self._calls: dict[_Group, list[Call]] = {}
+
+    def load(self, term: Term, groups: Sequence[_Group], blocks: int) -> None:
+        """Scales the pool for `term`, and draws the `blocks` of its direction if it is new."""
         self._coefficient = np.float32(term.coefficient)
-        self._decay = None if term.decay == 1 else np.float32(term.decay)
-        if term.direction.distribution == "gaussian":
-            return
-        positive, negative = scratch[:_CIRCLE], scratch[_CIRCLE:]
-        pool = noise.pool(term.direction.distribution)
-        np.multiply(pool, self._coefficient, positive[:POOL_SIZE])
-        positive[POOL_SIZE:] = positive[:BLOCK_SIZE]  # the pool is circular
-        np.negative(positive, negative)  # a sign is then an offset
-        self._scaled = scratch
-        offsets, signs = term.direction.blocks(blocks)
-        self._first = np.where(signs < 0, offsets + _CIRCLE, offsets)
+        pooled = term.direction.distribution != "gaussian"
+        if pooled:
+            pool = noise.pool(term.direction.distribution)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(pool, self._coefficient, self._scaled[:POOL_SIZE])
+            self._scaled[POOL_SIZE:] = self._scaled[:BLOCK_SIZE]  # the pool is circular
+        if term.direction != self.direction:
+            self.direction = term.direction
+            self._calls = {}
+            if pooled:
+                offsets, signs = term.direction.blocks(blocks)
+                # Made here and not by the threads: between two additions they would fight for
+                # the interpreter's lock.
+                self._calls = {group: self._pooled(group, offsets, signs) for group in groups}
 
-    def windows(self, group: _Group) -> Iterable[np.ndarray]:
-        """Returns what to add to each piece of `group`, in order."""
-        if self._direction.distribution == "gaussian":
-            return map(self._gaussian, group.pieces)
-        first = self._first[group.blocks] + group.starts
+    def calls(self, group: _Group) -> Iterable[Call]:
+        """Returns what to do to each piece of `group`, in order."""
+        return self._calls[group] if self._calls else self._gaussian(group)
+
+    def _pooled(self, group: _Group, offsets: np.ndarray, signs: np.ndarray) -> list[Call]:
+        first = offsets[group.blocks] + group.starts
         spans = map(slice, first.tolist(), (first + group.sizes).tolist())
-        return map(self._scaled.__getitem__, spans)
+        operations = map((np.subtract, np.add).__getitem__, (signs[group.blocks] > 0).tolist())
+        values = map(self._scaled.__getitem__, spans)
+        return list(zip(operations, group.weights, values, strict=True))
 
-    def decay(self, group: _Group) -> np.float32 | None:
-        """Returns what to multiply `group` with afterwards, if anything."""
-        return self._decay if group.decays else None
-
-    def _gaussian(self, piece: _Piece) -> np.ndarray:
-        block = self._direction.gaussian_block(piece.block)
-        return self._coefficient * block[piece.start : piece.start + piece.weights.size]
+    def _gaussian(self, group: _Group) -> Iterator[Call]:
+        assert self.direction is not None
+        for piece in group.pieces:
+            block = self.direction.gaussian_block(piece.block)
+            values = block[piece.start : piece.start + piece.weights.size]
+            yield np.add, piece.weights, self._coefficient * values
 
 
 class _Group:
@@ -209,18 +236,17 @@ class _Group:
 
     def __init__(self, pieces: Sequence[_Piece]) -> None:
         self.pieces = pieces
-        self.decays = pieces[0].decays
         self.weights = [piece.weights for piece in pieces]
         self.blocks = np.array([piece.block for piece in pieces])
         self.starts = np.array([piece.start for piece in pieces])
         self.sizes = np.array([piece.weights.size for piece in pieces])
+        self._decays = pieces[0].decays
         self._kernel = kernel_for(pieces[0].dtype)
 
-    def add(self, draws: Sequence[_Draw]) -> None:
-        windows = [draw.windows(self) for draw in draws]
-        decays = [draw.decay(self) for draw in draws]
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._kernel.sweep(zip(self.weights, *windows, strict=False), decays)
+    def sweep(self, columns: Sequence[Iterable[Call]], decays: Sequence[np.float32 | None]) -> None:
+        """Makes the calls of each term, one piece after the other, and decays where it shall."""
+        mine = decays if self._decays else [None] * len(decays)
+        self._kernel.sweep(columns, mine)
 
 
 def _merged(pieces: Iterable[_Piece], buffers: dict[dtypes.Dtype, np.ndarray]) -> list[_Piece]:

@@ -4,48 +4,53 @@ For each term in turn, rounding to the storage dtype in between, every kernel co
 
 .. math:: w \leftarrow (w + s \, x) \cdot d
 
-in float32 without contraction, where s x is a window of the scaled pool and d the decay (left out
-where it is 1). Subnormals are kept; the result is rounded to nearest, ties to even.
+in float32 without contraction, where x is a window of the scaled pool, s its sign and d the decay
+(left out where it is 1). Subnormals are kept; the result is rounded to nearest, ties to even.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.noise import BLOCK_SIZE
 
-# A piece of weights and a window for each term, all (n,) with n <= BLOCK_SIZE. Plain tuples and
-# positional arguments: a sweep handles thousands of pieces, and each microsecond counts.
-Piece = tuple[np.ndarray, *tuple[np.ndarray, ...]]
+# One addition to one piece: np.add or np.subtract, the weights (n,) and the values (n,) float32,
+# n <= BLOCK_SIZE. A plain tuple: a sweep makes thousands of them and each microsecond counts.
+Call = tuple[Callable[..., np.ndarray], np.ndarray, np.ndarray]
 
 
 class Kernel(abc.ABC):
     """Sweeps pieces of one dtype; it owns scratch memory, so that each thread has its own."""
 
     @abc.abstractmethod
-    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
-        """Adds to each piece its windows in turn, in place, and multiplies with each's decay."""
+    def sweep(self, columns: Sequence[Iterable[Call]], decays: Sequence[np.float32 | None]) -> None:
+        """Makes the calls of all terms, one piece after the other, in place.
+
+        Args:
+            columns: for each term its calls, one for each piece.
+            decays: for each term what to multiply with after its call, if anything.
+        """
 
 
 class Float32Kernel(Kernel):
     """float32 weights: added where they lie."""
 
-    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
-        add, multiply = np.add, np.multiply
+    def sweep(self, columns: Sequence[Iterable[Call]], decays: Sequence[np.float32 | None]) -> None:
+        rows = zip(*columns, strict=True)
         if all(decay is None for decay in decays):
-            for weights, *windows in pieces:
-                for window in windows:
-                    add(weights, window, weights)
+            for operation, weights, values in itertools.chain.from_iterable(rows):
+                operation(weights, values, weights)
             return
-        for weights, *windows in pieces:
-            for window, decay in zip(windows, decays, strict=True):
-                add(weights, window, weights)
+        for row in rows:
+            for (operation, weights, values), decay in zip(row, decays, strict=True):
+                operation(weights, values, weights)
                 if decay is not None:
-                    multiply(weights, decay, weights)
+                    np.multiply(weights, decay, weights)
 
 
 class _WideningKernel(Kernel):
@@ -54,12 +59,12 @@ class _WideningKernel(Kernel):
     def __init__(self) -> None:
         self._wide = np.empty(BLOCK_SIZE, np.float32)
 
-    def sweep(self, pieces: Iterable[Piece], decays: Sequence[np.float32 | None]) -> None:
-        for weights, *windows in pieces:
-            wide = self._wide[: weights.size]
-            for window, decay in zip(windows, decays, strict=True):
+    def sweep(self, columns: Sequence[Iterable[Call]], decays: Sequence[np.float32 | None]) -> None:
+        for row in zip(*columns, strict=True):
+            for (operation, weights, values), decay in zip(row, decays, strict=True):
+                wide = self._wide[: weights.size]
                 self._widen(weights, wide)
-                np.add(wide, window, wide)
+                operation(wide, values, wide)
                 if decay is not None:
                     np.multiply(wide, decay, wide)
                 self._round(wide, weights)

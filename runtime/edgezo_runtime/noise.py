@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +45,27 @@ def pool(distribution: str = "binomial") -> np.ndarray:
     Args:
         distribution: ``"binomial"`` (close to normal) or ``"rademacher"`` (random signs).
     """
-    words = philox((np.arange(POOL_SIZE), 0, 0, 0), _POOL_KEY)
-    if distribution == "rademacher":
-        values = np.where(words[0] & 1, np.float32(-1), np.float32(1))
-    elif distribution == "binomial":
-        counts = np.zeros(POOL_SIZE, np.int32)
-        for word in words:
-            counts += np.bitwise_count(word)
-        values = (counts - 64).astype(np.float32) * np.float32(0.17677669)
-    else:
+    if distribution not in _POOLS:
         raise InputError(f"noise distribution {distribution!r} has no pool; use binomial")
+    values = np.empty(POOL_SIZE, np.float32)
+    # In pieces: the generator's 64-bit words would take 20 times the pool's memory.
+    for start in range(0, POOL_SIZE, BLOCK_SIZE):
+        words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), _POOL_KEY)
+        values[start : start + BLOCK_SIZE] = _POOLS[distribution](words)
     values.flags.writeable = False
     return values
+
+
+def _binomial(words: Sequence[np.ndarray]) -> np.ndarray:
+    counts = np.sum([np.bitwise_count(word) for word in words], axis=0, dtype=np.int32)
+    return (counts - 64).astype(np.float32) * np.float32(0.17677669)
+
+
+def _rademacher(words: Sequence[np.ndarray]) -> np.ndarray:
+    return np.where(words[0] & 1, np.float32(-1), np.float32(1))
+
+
+_POOLS = {"binomial": _binomial, "rademacher": _rademacher}
 
 
 @dataclass(frozen=True)
