@@ -33,6 +33,7 @@ class Settings:
         schedule: how the learning rate goes on.
         eps: perturbation scale.
         weight_decay: decoupled, for matrices.
+        samples: directions per step, for methods that have several; None: the method's default.
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
         snapshot_every: steps between snapshots; 0: none.
@@ -54,6 +55,7 @@ class Settings:
     schedule: str = "linear"
     eps: float = 1e-3
     weight_decay: float = 0.0
+    samples: int | None = None
     seed: int = 0
     eval_every: int = 0
     snapshot_every: int = 0

@@ -84,6 +84,7 @@ def train(
         eps=settings.eps,
         seed=settings.seed,
         weight_decay=settings.weight_decay,
+        samples=settings.samples,
         schedule=settings.schedule,
         steps=settings.steps,
         run=settings.out,

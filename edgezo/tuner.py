@@ -15,7 +15,7 @@ from edgezo_runtime.batch import Batch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.journal import JournalWriter
-from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
@@ -30,7 +30,8 @@ class Step:
     Attributes:
         number: counts from 1.
         loss: the batch's mean loss near the weights before the update, in nats.
-        projected_grad: the slope of the loss along the step's direction.
+        projected_grad: the slope of the loss along the step's direction; the root mean square of
+            the slopes where a step has several.
         lr: the learning rate as used.
         skipped: whether the slope was not finite, so that nothing was updated.
     """
@@ -56,6 +57,7 @@ class Tuner:
         eps: perturbation scale, in units of the weights.
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
+        samples: directions per step, for methods that have several; None: the method's default.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``; the last two need `steps`.
         steps: the run's length.
         run: keep the journal in this folder from the first step on, so that a crash loses nothing;
@@ -85,6 +87,7 @@ class Tuner:
         eps: float = 1e-3,
         seed: int = 0,
         weight_decay: float = 0.0,
+        samples: int | None = None,
         schedule: str = "constant",
         steps: int | None = None,
         run: Path | str | None = None,
@@ -101,9 +104,10 @@ class Tuner:
         Direction(seed, 1)  # refuses a seed out of range
         self.model = model
         self._lr, self._schedule, self._steps = lr, schedule, steps
-        made = make(method, model.arena, seed, {"eps": eps, "weight_decay": weight_decay})
-        header = describe(model.weights, method, made.settings(), seed, METHODS[method].scalars)
-        header |= {
+        options: dict[str, Any] = {"eps": eps, "weight_decay": weight_decay}
+        if samples is not None:
+            options["samples"] = samples
+        header = describe(model.weights, make(method, model.arena, seed, options)) | {
             "lr": {"lr": lr, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
             "threads": model.threads,
@@ -185,6 +189,8 @@ class Tuner:
         estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
         record = estimate.record
         slope = float(record.scalars[0])
+        if len(record.scalars) > 1:
+            slope = float(np.sqrt(np.mean(np.square(record.scalars, dtype=np.float64))))
         return Step(number, estimate.loss, slope, float(rate), record.skipped)
 
     def snapshot(self) -> None:

@@ -14,23 +14,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgezo_runtime import dtypes
+from edgezo_runtime import dtypes, wire
 from edgezo_runtime.bundle import WEIGHTS, Bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.safetensors_file import TensorEntry, read_header
 
 # Field numbers of onnx.proto.
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER, _GRAPH_INPUT = 5, 11
-_VALUE_NAME = 1
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME = 1, 2, 8
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _EXTERNAL = 1
-
-# Wire types.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 NAME = "constants.onnx"
 
@@ -69,7 +62,7 @@ def constants_graph(bundle: Bundle, location: str = WEIGHTS) -> bytes:
         if name not in entries:
             raise InputError(f"{bundle.weights} has no tensor {name!r}")
     initializers = b"".join(
-        _delimited(_GRAPH_INITIALIZER, _tensor(entries[name], location)) for name in names
+        wire.delimited(wire.GRAPH_INITIALIZER, _tensor(entries[name], location)) for name in names
     )
     try:
         return _edited_model(bundle.graph.read_bytes(), set(names), initializers)
@@ -98,10 +91,10 @@ def _folder_with(weights: Path, stack: contextlib.ExitStack) -> Path:
 def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> bytes:
     edited = bytearray()
     found = False
-    for number, raw, payload in _fields(memoryview(model)):
-        if number == _MODEL_GRAPH:
+    for number, raw, payload in wire.fields(memoryview(model)):
+        if number == wire.MODEL_GRAPH:
             found = True
-            edited += _delimited(_MODEL_GRAPH, _edited_graph(payload, parameters) + initializers)
+            edited += wire.delimited(wire.MODEL_GRAPH, _edited_graph(payload, parameters) + initializers)
         else:
             edited += raw
     if not found:
@@ -112,9 +105,9 @@ def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> by
 def _edited_graph(graph: memoryview, parameters: set[str]) -> bytes:
     kept = bytearray()
     missing = set(parameters)
-    for number, raw, payload in _fields(graph):
-        if number == _GRAPH_INPUT:
-            name = next(bytes(p).decode() for n, _, p in _fields(payload) if n == _VALUE_NAME)
+    for number, raw, payload in wire.fields(graph):
+        if number == wire.GRAPH_INPUT:
+            name = wire.text(payload, wire.VALUE_NAME)
             if name in parameters:
                 missing.discard(name)
                 continue
@@ -133,66 +126,16 @@ def _tensor(entry: TensorEntry, location: str) -> bytes:
     }
     return b"".join(
         (
-            *(_number(_TENSOR_DIMS, size) for size in entry.shape),
-            _number(_TENSOR_TYPE, dtypes.named(entry.dtype.name).onnx),
-            _delimited(_TENSOR_NAME, entry.name.encode()),
+            *(wire.number(_TENSOR_DIMS, size) for size in entry.shape),
+            wire.number(_TENSOR_TYPE, dtypes.named(entry.dtype.name).onnx),
+            wire.delimited(_TENSOR_NAME, entry.name.encode()),
             *(
-                _delimited(
+                wire.delimited(
                     _TENSOR_EXTERNAL,
-                    _delimited(_ENTRY_KEY, key.encode()) + _delimited(_ENTRY_VALUE, value.encode()),
+                    wire.delimited(_ENTRY_KEY, key.encode()) + wire.delimited(_ENTRY_VALUE, value.encode()),
                 )
                 for key, value in external.items()
             ),
-            _number(_TENSOR_LOCATION, _EXTERNAL),
+            wire.number(_TENSOR_LOCATION, _EXTERNAL),
         )
     )
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Yields each field of a message: its number, all its bytes, and its payload's."""
-    at = 0
-    while at < len(message):
-        start = at
-        tag, at = _read_varint(message, at)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            _, end = _read_varint(message, at)
-        elif wire_type == _BYTES:
-            size, at = _read_varint(message, at)
-            end = at + size
-        elif wire_type in _FIXED_SIZES:
-            end = at + _FIXED_SIZES[wire_type]
-        else:
-            raise ValueError(f"byte {start} begins no field")
-        if end > len(message):
-            raise ValueError(f"the field at byte {start} is cut")
-        yield number, message[start:end], message[at:end]
-        at = end
-
-
-def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
-
-
-def _delimited(field: int, payload: bytes) -> bytes:
-    return _varint(field << 3 | _BYTES) + _varint(len(payload)) + payload

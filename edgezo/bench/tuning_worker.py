@@ -13,7 +13,7 @@ from edgezo_runtime.arena import Term
 from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.memory import peak_bytes, resident_bytes
-from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.methods import make
 from edgezo_runtime.model import FULL, Weights
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
@@ -42,9 +42,10 @@ class TuningWorker:
         self._batch = Batch(**inputs, objective=CandidateLoss(np.array(labels)))
         self._weights = Weights(open_bundle(bundle), FULL, threads)
         self._weights.load()
-        self._session = Session(self._weights.bundle, self._weights.arrays(), threads)
-        settings = make(_METHOD, self._weights.arena, 0, {}).settings()
-        header = describe(self._weights, _METHOD, settings, 0, METHODS[_METHOD].scalars)
+        self._session = Session(
+            self._weights.bundle, self._weights.arrays(), self._weights.arena.views.keys(), threads
+        )
+        header = describe(self._weights, make(_METHOD, self._weights.arena, 0, {}))
         self._tuning = Tuning(self._weights, MemoryJournal(header))
         self._threads = threads
 

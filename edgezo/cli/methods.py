@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import click
 
 from edgezo.cli.common import as_json, subcommand
-from edgezo_runtime.methods import METHODS
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.methods import METHODS, make
 
 
 @subcommand("edgezo methods --json")
 @as_json
 def command(as_json: bool) -> None:
     """List the tuning methods: paper, forward passes per step, extra memory, defaults."""
-    rows = []
-    for method in METHODS.values():
-        signature = inspect.signature(method.__init__).parameters
-        defaults = {
-            name: parameter.default
-            for name, parameter in signature.items()
-            if parameter.default is not inspect.Parameter.empty
+    one_weight = Arena([Parameter("weight", (1,), "float32", "linear")])
+    methods = [make(name, one_weight, 0, {}) for name in METHODS]
+    rows = [
+        {
+            "name": method.name,
+            "paper": method.paper,
+            "forwards": method.forwards,
+            "state_bytes": 0,
+            "defaults": method.settings(),
         }
-        rows.append(
-            {
-                "name": method.name,
-                "paper": method.paper,
-                "forwards": method.forwards,
-                "state_bytes": 0,
-                "defaults": defaults,
-            }
-        )
+        for method in methods
+    ]
     if as_json:
         click.echo(json.dumps(rows))
         return

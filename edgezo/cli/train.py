@@ -41,6 +41,7 @@ from edgezo_runtime.schedule import NAMES
 @click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
 @click.option("--eps", type=float, help="Perturbation scale.  [default: 1e-3]")
 @click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
+@click.option("--samples", type=int, help="Directions per step, of es.  [default: 8]")
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")

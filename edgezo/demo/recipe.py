@@ -26,7 +26,7 @@ PROMPTS = (
     "{text}\nIn one word:",
     "User: {text}\nThe user wants the",
 )
-STEPS = 560
+STEPS = 45
 _BLOCK = re.compile(r"(.*?\.)(\d+)\.")
 
 
@@ -60,8 +60,10 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         label_words=LABEL_WORDS,
         tune=upper_blocks(open_bundle(bundle)),
         steps=steps,
+        method="es",
+        samples=16,
         batch_size=12,
-        lr=1e-4,
+        lr=1.5e-3,
         schedule="linear",
         eps=1.6e-3,
         eval_every=max(steps // 2, 1),

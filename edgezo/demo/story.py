@@ -91,7 +91,7 @@ def tell(
     started = time.perf_counter()
     imported = resident_bytes()
     settings = recipe.settings(bundle, out, steps, threads)
-    model = load(bundle, threads=threads)
+    model = load(bundle, tune=settings.tune, threads=threads)
     train_rows, test_rows = read_rows(settings.data), read_rows(str(settings.eval_data))
     zero_shot: dict[str, Metrics] = {}
     for prompt in recipe.PROMPTS:

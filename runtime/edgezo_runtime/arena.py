@@ -22,6 +22,7 @@ from edgezo_runtime.kernels import Call, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
 
 ONE = np.float32(1)
+MOST_TERMS = 4  # of one sweep; each needs a scaled pool of 4 MB
 ALIGNMENT = 64  # elements between noise offsets, and bytes of each buffer's address
 
 
@@ -125,6 +126,10 @@ class Arena:
         the memory.
         """
         terms, self._deferred = self._deferred + terms, ()
+        for start in range(0, len(terms), MOST_TERMS):
+            self._sweep(terms[start : start + MOST_TERMS])
+
+    def _sweep(self, terms: Sequence[Term]) -> None:
         ready = self._ready(terms)
         decays = [None if term.decay == 1 else np.float32(term.decay) for term in terms]
 

@@ -57,7 +57,9 @@ def pool(distribution: str = "binomial") -> np.ndarray:
 
 
 def _binomial(words: Sequence[np.ndarray]) -> np.ndarray:
-    counts = np.sum([np.bitwise_count(word) for word in words], axis=0, dtype=np.int32)
+    counts = np.zeros(words[0].shape, np.int32)
+    for word in words:
+        counts += np.bitwise_count(word)
     return (counts - 64).astype(np.float32) * np.float32(0.17677669)
 
 

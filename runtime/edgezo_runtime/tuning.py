@@ -11,7 +11,7 @@ import numpy as np
 from edgezo_runtime import noise, snapshot
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
-from edgezo_runtime.methods import METHODS, Estimate, make
+from edgezo_runtime.methods import Estimate, Method, make
 from edgezo_runtime.model import Weights
 
 MAX_CONSECUTIVE_SKIPS = 10
@@ -38,19 +38,17 @@ class MemoryJournal:
         self.records.append(record)
 
 
-def describe(
-    weights: Weights, method: str, settings: dict[str, Any], seed: int, scalars: int
-) -> dict[str, Any]:
+def describe(weights: Weights, method: Method) -> dict[str, Any]:
     """Returns the part of a journal's header that a replay needs."""
     return {
         "schema": 1,
         "base": weights.bundle.digest,
         "tune": weights.tune,
         "layout": weights.arena.digest,
-        "method": method,
-        "settings": settings,
-        "scalars": scalars,
-        "seed": seed,
+        "method": method.name,
+        "settings": method.settings(),
+        "scalars": method.scalars,
+        "seed": method.seed,
         "noise": noise.VERSION,
         "numpy": np.__version__,
         "adapter_init": None,
@@ -80,8 +78,8 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
             f"the journal has noise version {header.get('noise')}, "
             f"this edgezo draws {noise.VERSION}"
         )
-    method = METHODS.get(header["method"])
-    if method is not None and header["scalars"] != method.scalars:
+    method = make(header["method"], weights.arena, header["seed"], header["settings"])
+    if header["scalars"] != method.scalars:
         raise InputError(
             f"the journal holds {header['scalars']} scalars a step, "
             f"{method.name} needs {method.scalars}: it is damaged"

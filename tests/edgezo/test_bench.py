@@ -81,7 +81,7 @@ def test_constants_give_the_outputs_of_the_bundle(bundle: Bundle) -> None:
     weights = Weights(bundle, FULL)
     weights.load()
     batch = random_batch(bundle, 3, 9)
-    expected = Session(bundle, weights.arrays(), threads=1).forward(batch)
+    expected = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1).forward(batch)
     with constants_model(bundle) as model:
         folder = model.parent
         found = plain_session(model).run(["logprobs", "candidate_logits"], batch.feeds())

@@ -83,3 +83,23 @@ def test_the_base_s_file_is_never_written(tiny_bundle: Path, batch: Batch, tmp_p
     assert (folder / "model.safetensors").read_bytes() == before
     entries = safetensors_file.read_header(tmp_path / "run" / "model.safetensors")
     assert all(entry.dtype == dtypes.FLOAT32 for entry in entries.values())
+
+
+def test_what_is_computed_once_for_a_text_is_computed_anew_for_another(tiny_bundle: Path) -> None:
+    whole = edgezo.load(tiny_bundle, threads=1)
+    part = edgezo.load(tiny_bundle, threads=1, tune="*layers.1.*")
+    first, second = (mutation_batch(vocabulary=512, rows=2, length=n) for n in (8, 5))
+    for batch in (first, second, first, first):
+        np.testing.assert_allclose(
+            flat(part.forward(batch)), flat(whole.forward(batch)), rtol=1e-5, atol=1e-6
+        )
+    first.input_ids[0, 0] += 1  # in place, behind the batch's back
+    np.testing.assert_allclose(
+        flat(part.forward(first)), flat(whole.forward(first)), rtol=1e-5, atol=1e-6
+    )
+    for name in part.arena.views:
+        for model in (whole, part):
+            model.arena.views[name][...] *= np.float32(0.5)
+    np.testing.assert_allclose(
+        flat(part.forward(first)), flat(whole.forward(first)), rtol=1e-5, atol=1e-6
+    )

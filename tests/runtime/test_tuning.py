@@ -14,6 +14,7 @@ from edgezo_runtime import snapshot
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import NAME, JournalWriter, Record, read
+from edgezo_runtime.methods import Mezo
 from edgezo_runtime.model import Weights
 from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
 
@@ -21,7 +22,7 @@ from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
 def tuning_of(bundle: Path, run: Path | None = None, seed: int = 4, threads: int = 1) -> Tuning:
     weights = Weights(open_bundle(bundle), threads=threads)
     weights.load()
-    header = describe(weights, "mezo", {"eps": 1e-3, "weight_decay": 0.01}, seed, 1)
+    header = describe(weights, Mezo(weights.arena, seed, 1e-3, 0.01))
     if run is None:
         return Tuning(weights, MemoryJournal(header))
     run.mkdir(exist_ok=True)
@@ -202,7 +203,7 @@ def test_a_tuned_subset_leaves_the_rest_alone(
     weights = Weights(open_bundle(small_bundle), "a.*")
     weights.load()
     assert set(weights.arena.views) == {"a.weight", "a.bias"}
-    header = describe(weights, "mezo", {}, 0, 1)
+    header = describe(weights, Mezo(weights.arena, 0))
     tuning = Tuning(weights, MemoryJournal(header))
     tuning.step(Quadratic(weights.arena), LR)
     arrays = weights.arrays()

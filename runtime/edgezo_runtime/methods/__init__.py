@@ -8,9 +8,10 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
+from edgezo_runtime.methods.es import EvolutionStrategies as EvolutionStrategies
 from edgezo_runtime.methods.mezo import Mezo as Mezo
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Mezo,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Mezo, EvolutionStrategies)}
 
 
 def make(name: str, arena: Arena, seed: int, settings: dict[str, Any]) -> Method:

@@ -2,22 +2,15 @@ r"""MeZO: stochastic gradient descent on a two-point estimate, in place."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena, Term
-from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.methods.base import Estimate, Method
-from edgezo_runtime.noise import DISTRIBUTIONS, Direction
-
-# What eps may be, so that it and twice it are normal float32 numbers.
-_SMALLEST = float(np.finfo(np.float32).tiny)
-_LARGEST = float(np.finfo(np.float32).max) / 2
+from edgezo_runtime.methods.base import Estimate, Method, check_float32, check_scale
+from edgezo_runtime.noise import Direction
 
 
 class Mezo(Method):
@@ -49,8 +42,6 @@ class Mezo(Method):
 
     name = "mezo"
     paper = "https://arxiv.org/abs/2305.17333"
-    forwards = 2
-    scalars = 1
 
     def __init__(
         self,
@@ -61,23 +52,19 @@ class Mezo(Method):
         distribution: str = "binomial",
     ) -> None:
         super().__init__(arena, seed)
-        if not (math.isfinite(eps) and _SMALLEST <= eps <= _LARGEST):
-            raise InputError(f"eps is {eps}; use a number above 0, such as 1e-3")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
-        if distribution not in DISTRIBUTIONS:
-            raise InputError(
-                f"distribution is {distribution!r}; use one of " + ", ".join(DISTRIBUTIONS)
-            )
-        for parameter in arena.parameters:
-            if parameter.dtype != dtypes.FLOAT32.name:
-                raise InputError(
-                    f"{parameter.name} is {parameter.dtype}: perturbing 16-bit weights in place "
-                    "adds up rounding errors; export the model as float32 to tune it with mezo"
-                )
+        check_scale(eps, weight_decay, distribution)
+        check_float32(arena)
         self.eps = eps
         self.weight_decay = weight_decay
         self.distribution = distribution
+
+    @property
+    def forwards(self) -> int:
+        return 2
+
+    @property
+    def scalars(self) -> int:
+        return 1
 
     def settings(self) -> dict[str, Any]:
         return {

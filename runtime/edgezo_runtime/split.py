@@ -1,0 +1,133 @@
+"""Cuts a graph in two where the trained weights begin.
+
+What depends on frozen weights and tokens alone is the same for every sample of a step: it is
+computed once for a batch, and each sample runs only what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from edgezo_runtime import wire
+
+# A prefix is worth a session of its own if it multiplies with frozen weights.
+_HEAVY = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A graph in two parts.
+
+    Attributes:
+        prefix: the model that needs only frozen weights, as the bytes of an ONNX file.
+        suffix: the model of everything else; it takes the boundary as inputs.
+        boundary: names of the values that the prefix hands to the suffix.
+    """
+
+    prefix: bytes
+    suffix: bytes
+    boundary: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Node:
+    raw: memoryview
+    inputs: list[str]
+    outputs: list[str]
+    operator: str
+
+
+def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
+    """Cuts `model` into what depends on `changing` inputs and what comes before.
+
+    Args:
+        model: the bytes of an ONNX file.
+        changing: the inputs that differ between the samples of a step, or come late: the trained
+            weights, and what is asked of the outputs.
+        frozen: the weights that stay as they are.
+
+    Returns:
+        The two parts, or None if there is nothing before that is worth keeping, or the graph does
+        not say what type the values between have.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
+    fields = list(wire.fields(graph))
+    nodes = [_node(payload, raw) for n, raw, payload in fields if n == wire.GRAPH_NODE]
+    late = set(changing)
+    prefix, suffix = [], []
+    for node in nodes:
+        if late.isdisjoint(node.inputs):
+            prefix.append(node)
+        else:
+            suffix.append(node)
+            late.update(node.outputs)
+    if not any(n.operator in _HEAVY and _weighs(n, prefix, frozen) for n in prefix):
+        return None
+    made = {name for node in prefix for name in node.outputs}
+    named = {wire.text(p, wire.VALUE_NAME): (n, p) for n, _, p in fields if n in _DESCRIBED}
+    outputs = {name for name, (n, _) in named.items() if n == wire.GRAPH_OUTPUT}
+    boundary = sorted({name for node in suffix for name in node.inputs if name in made})
+    if outputs & made or not all(name in named for name in boundary):
+        return None
+    needed = {name for node in prefix for name in node.inputs}
+    between = [bytes(named[name][1]) for name in boundary]
+    early = [
+        raw
+        for n, raw, payload in fields
+        if n == wire.GRAPH_INPUT and wire.text(payload, wire.VALUE_NAME) in needed
+    ]
+    taken = {name for node in suffix for name in node.inputs}
+    rest = [
+        raw
+        for n, raw, payload in fields
+        if n not in (wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_VALUE_INFO)
+    ]
+    shared = [raw for n, raw, _ in fields if n == wire.GRAPH_INITIALIZER]
+    title = [raw for n, raw, _ in fields if n == _GRAPH_NAME]
+    late_inputs = [
+        raw
+        for n, raw, payload in fields
+        if n == wire.GRAPH_INPUT
+        and ((name := wire.text(payload, wire.VALUE_NAME)) in taken or name not in needed)
+    ]
+    first = [n.raw for n in prefix] + title + shared + early
+    first += [wire.delimited(wire.GRAPH_OUTPUT, value) for value in between]
+    second = [n.raw for n in suffix] + rest + late_inputs
+    second += [wire.delimited(wire.GRAPH_INPUT, value) for value in between]
+    return Split(_with_graph(model, first), _with_graph(model, second), tuple(boundary))
+
+
+_GRAPH_NAME = 2
+_DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
+
+
+def _weighs(node: _Node, prefix: list[_Node], frozen: Set[str]) -> bool:
+    """Whether `node` multiplies with a frozen weight, as it is or transposed."""
+    sources = {name: n for n in prefix for name in n.outputs}
+    for name in node.inputs:
+        source = sources.get(name)
+        if name in frozen or (source and not frozen.isdisjoint(source.inputs)):
+            return True
+    return False
+
+
+def _node(payload: memoryview, raw: memoryview) -> _Node:
+    return _Node(
+        raw,
+        wire.texts(payload, wire.NODE_INPUT),
+        wire.texts(payload, wire.NODE_OUTPUT),
+        wire.text(payload, wire.NODE_OPERATOR),
+    )
+
+
+def _with_graph(model: bytes, graph: list[memoryview | bytes]) -> bytes:
+    edited = bytearray()
+    for number, raw, _ in wire.fields(memoryview(model)):
+        edited += wire.delimited(wire.MODEL_GRAPH, b"".join(graph)) if (
+            number == wire.MODEL_GRAPH
+        ) else raw
+    return bytes(edited)

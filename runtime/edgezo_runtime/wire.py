@@ -1,0 +1,79 @@
+"""Protobuf's wire format, as far as editing an ONNX graph needs it without the `onnx` package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+# Field numbers of onnx.proto.
+MODEL_GRAPH = 7
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
+VALUE_NAME = 1
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yields each field of a message: its number, all its bytes, and its payload's."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            _, end = _read_varint(message, at)
+        elif wire_type == _BYTES:
+            size, at = _read_varint(message, at)
+            end = at + size
+        elif wire_type in _FIXED_SIZES:
+            end = at + _FIXED_SIZES[wire_type]
+        else:
+            raise ValueError(f"byte {start} begins no field")
+        if end > len(message):
+            raise ValueError(f"the field at byte {start} is cut")
+        yield number, message[start:end], message[at:end]
+        at = end
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def number(field: int, value: int) -> bytes:
+    """Returns a field that holds a whole number."""
+    return _varint(field << 3 | _VARINT) + _varint(value)
+
+
+def delimited(field: int, payload: bytes) -> bytes:
+    """Returns a field that holds bytes: a text or a message."""
+    return _varint(field << 3 | _BYTES) + _varint(len(payload)) + payload
+
+
+def texts(message: memoryview, field: int) -> list[str]:
+    """Returns the texts of a repeated field, in order."""
+    return [bytes(payload).decode() for n, _, payload in fields(message) if n == field]
+
+
+def text(message: memoryview, field: int) -> str:
+    """Returns the text of a field that must be there; raises ValueError if it is not."""
+    found = texts(message, field)
+    if not found:
+        raise ValueError(f"a message lacks field {field}")
+    return found[-1]
