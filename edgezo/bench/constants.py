@@ -94,7 +94,9 @@ def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> by
     for number, raw, payload in wire.fields(memoryview(model)):
         if number == wire.MODEL_GRAPH:
             found = True
-            edited += wire.delimited(wire.MODEL_GRAPH, _edited_graph(payload, parameters) + initializers)
+            edited += wire.delimited(
+                wire.MODEL_GRAPH, _edited_graph(payload, parameters) + initializers
+            )
         else:
             edited += raw
     if not found:
@@ -132,7 +134,8 @@ def _tensor(entry: TensorEntry, location: str) -> bytes:
             *(
                 wire.delimited(
                     _TENSOR_EXTERNAL,
-                    wire.delimited(_ENTRY_KEY, key.encode()) + wire.delimited(_ENTRY_VALUE, value.encode()),
+                    wire.delimited(_ENTRY_KEY, key.encode())
+                    + wire.delimited(_ENTRY_VALUE, value.encode()),
                 )
                 for key, value in external.items()
             ),

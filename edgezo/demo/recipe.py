@@ -22,11 +22,11 @@ INTENTS = (
 LABEL_WORDS = ("add", "restaurant", "weather", "play", "review", "find", "movies")
 # Tried zero-shot; the first one is then tuned.
 PROMPTS = (
+    "User: {text}\nThe user wants the",
     "Request: {text} Topic:",
     "{text}\nIn one word:",
-    "User: {text}\nThe user wants the",
 )
-STEPS = 45
+STEPS = 28
 _BLOCK = re.compile(r"(.*?\.)(\d+)\.")
 
 

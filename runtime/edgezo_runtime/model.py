@@ -114,9 +114,7 @@ class Model:
         self.threads = threads
         self.tokenizer = Tokenizer.from_folder(self.bundle.folder)
         self.context_length = self.bundle.manifest.context_length
-        self._session = Session(
-            self.bundle, weights.arrays(), weights.arena.views.keys(), threads
-        )
+        self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
 
     @property
     def arena(self) -> Arena:

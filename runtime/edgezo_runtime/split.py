@@ -127,7 +127,9 @@ def _node(payload: memoryview, raw: memoryview) -> _Node:
 def _with_graph(model: bytes, graph: list[memoryview | bytes]) -> bytes:
     edited = bytearray()
     for number, raw, _ in wire.fields(memoryview(model)):
-        edited += wire.delimited(wire.MODEL_GRAPH, b"".join(graph)) if (
-            number == wire.MODEL_GRAPH
-        ) else raw
+        edited += (
+            wire.delimited(wire.MODEL_GRAPH, b"".join(graph))
+            if (number == wire.MODEL_GRAPH)
+            else raw
+        )
     return bytes(edited)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,19 +18,8 @@ from edgezo_export.verify import GraphRunner, check_parity
 from edgezo_runtime.bundle import GRAPH, is_bundle, open_bundle
 from edgezo_runtime.errors import InputError
 
-SLOW = os.environ.get("EDGEZO_SLOW_TESTS") == "1"
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "opt-125m",
-        pytest.param(
-            "smollm2-135m",
-            marks=pytest.mark.skipif(not SLOW, reason="two minutes; set EDGEZO_SLOW_TESTS=1"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["opt-125m", "smollm2-135m"])
 def test_a_fresh_export_is_byte_for_byte_the_same(name: str, tmp_path: Path) -> None:
     folder = shipped_folder(name)
     fresh = make_graph(folder, tmp_path / GRAPH)

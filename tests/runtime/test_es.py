@@ -56,8 +56,7 @@ def test_the_update_follows_the_formula(samples: int) -> None:
             assert float(found) == pytest.approx((losses[i] - np.mean(others)) / eps, rel=1e-5)
         for name, view in arena.views.items():
             gradient = sum(
-                float(g) * z[name]
-                for g, z in zip(estimate.record.scalars, directions, strict=True)
+                float(g) * z[name] for g, z in zip(estimate.record.scalars, directions, strict=True)
             )
             expected = before[name] - float(LR) / samples * gradient
             if view.ndim >= 2:
@@ -73,9 +72,11 @@ def test_the_estimator_points_along_the_gradient() -> None:
     total = np.zeros((6, 4))
     for seed in range(seeds):
         arena.views["w"][...] = start
-        record = EvolutionStrategies(arena, seed, 1e-2, samples=samples).step(
-            1, loss, np.float32(0)
-        ).record
+        record = (
+            EvolutionStrategies(arena, seed, 1e-2, samples=samples)
+            .step(1, loss, np.float32(0))
+            .record
+        )
         arena.forget()
         for i, slope in enumerate(record.scalars):
             z = noise.direction(arena.size, seed, 1, i)[:24].reshape(6, 4)

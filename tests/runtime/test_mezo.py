@@ -26,7 +26,7 @@ from edgezo_runtime import noise
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.methods import METHODS, Mezo, make
+from edgezo_runtime.methods import Mezo, make
 
 SPECS: Specs = (("m", (5, 7), "float32"), ("v", (9,), "float32"), ("n", (3, 4, 2), "float32"))
 
