@@ -38,7 +38,7 @@ def command(
         story = tell(bundle, out, steps, threads, progress, say)
     if story is None:
         click.echo(f"stopped; `edgezo resume {out}` goes on")
-        return
+        click.get_current_context().exit(130)
     report = write_report(story.run, _comparison(story))
     _print_table(story)
     if report:

@@ -9,6 +9,7 @@ import click
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.report import write_report
 from edgezo.run_folder import RunFolder
+from edgezo_runtime.errors import EdgezoError
 
 
 @subcommand("edgezo report runs/first")
@@ -17,6 +18,8 @@ from edgezo.run_folder import RunFolder
 def command(run: Path, as_json: bool) -> None:
     """Write RUN's report.html again from its metrics: one page that needs no other file."""
     path = write_report(RunFolder.open(run))
+    if path is None:
+        raise EdgezoError("a report needs matplotlib: run `pip install 'edgezo[demo]'`")
     if as_json:
         print_json({"report": str(path)})
     else:

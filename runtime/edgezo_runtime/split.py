@@ -6,13 +6,14 @@ computed once for a batch, and each sample runs only what comes after.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from edgezo_runtime import wire
 
-# A prefix is worth a session of its own if it multiplies with frozen weights.
+# A prefix deserves a session of its own if it multiplies with frozen weights.
 _HEAVY = ("MatMul", "Gemm")
+_DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
         else:
             suffix.append(node)
             late.update(node.outputs)
-    if not any(n.operator in _HEAVY and _weighs(n, prefix, frozen) for n in prefix):
+    made = {name: node for node in prefix for name in node.outputs}
+    if not any(node.operator in _HEAVY and _weighs(node, made, frozen) for node in prefix):
         return None
-    made = {name for node in prefix for name in node.outputs}
     named = {wire.text(p, wire.VALUE_NAME): (n, p) for n, _, p in fields if n in _DESCRIBED}
     outputs = {name for name, (n, _) in named.items() if n == wire.GRAPH_OUTPUT}
     boundary = sorted({name for node in suffix for name in node.inputs if name in made})
-    if outputs & made or not all(name in named for name in boundary):
+    if outputs & made.keys() or not all(name in named for name in boundary):
         return None
     needed = {name for node in prefix for name in node.inputs}
     between = [bytes(named[name][1]) for name in boundary]
@@ -87,7 +88,7 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
         if n not in (wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_VALUE_INFO)
     ]
     shared = [raw for n, raw, _ in fields if n == wire.GRAPH_INITIALIZER]
-    title = [raw for n, raw, _ in fields if n == _GRAPH_NAME]
+    title = [raw for n, raw, _ in fields if n == wire.GRAPH_NAME]
     late_inputs = [
         raw
         for n, raw, payload in fields
@@ -101,18 +102,11 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     return Split(_with_graph(model, first), _with_graph(model, second), tuple(boundary))
 
 
-_GRAPH_NAME = 2
-_DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
-
-
-def _weighs(node: _Node, prefix: list[_Node], frozen: Set[str]) -> bool:
+def _weighs(node: _Node, made: Mapping[str, _Node], frozen: Set[str]) -> bool:
     """Whether `node` multiplies with a frozen weight, as it is or transposed."""
-    sources = {name: n for n in prefix for name in n.outputs}
-    for name in node.inputs:
-        source = sources.get(name)
-        if name in frozen or (source and not frozen.isdisjoint(source.inputs)):
-            return True
-    return False
+    sources = [made[name] for name in node.inputs if name in made]
+    names = {*node.inputs, *(name for source in sources for name in source.inputs)}
+    return not frozen.isdisjoint(names)
 
 
 def _node(payload: memoryview, raw: memoryview) -> _Node:
