@@ -93,16 +93,16 @@ def tell(
     settings = recipe.settings(bundle, out, steps, threads)
     model = load(bundle, tune=settings.tune, threads=threads)
     train_rows, test_rows = read_rows(settings.data), read_rows(str(settings.eval_data))
+    encoded = {p: _examples(model, p, train_rows, test_rows) for p in recipe.PROMPTS}
     zero_shot: dict[str, Metrics] = {}
-    for prompt in recipe.PROMPTS:
-        task, examples = _examples(model, prompt, train_rows, test_rows)
+    for prompt, (task, examples) in encoded.items():
         zero_shot[prompt] = evaluate(model, task, examples)
         say(f"zero-shot  {zero_shot[prompt].accuracy:6.1%}  {prompt!r}")
     result = train(settings, callback, model)
     peak = peak_bytes() - imported
     if not result.finished or result.metrics is None:
         return None
-    task, examples = _examples(model, recipe.PROMPTS[0], train_rows, test_rows)
+    task, examples = encoded[recipe.PROMPTS[0]]
     longest = sorted(examples, key=lambda example: example.length)[-settings.batch_size :]
     say("measuring plain inference in a fresh process")
     plain = inference_peak(bundle, task.collate(longest).feeds())

@@ -74,30 +74,22 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     boundary = sorted({name for node in suffix for name in node.inputs if name in made})
     if outputs & made.keys() or not all(name in named for name in boundary):
         return None
-    needed = {name for node in prefix for name in node.inputs}
-    between = [bytes(named[name][1]) for name in boundary]
-    early = [
-        raw
-        for n, raw, payload in fields
-        if n == wire.GRAPH_INPUT and wire.text(payload, wire.VALUE_NAME) in needed
-    ]
-    taken = {name for node in suffix for name in node.inputs}
-    rest = [
-        raw
-        for n, raw, payload in fields
-        if n not in (wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_VALUE_INFO)
-    ]
-    shared = [raw for n, raw, _ in fields if n == wire.GRAPH_INITIALIZER]
-    title = [raw for n, raw, _ in fields if n == wire.GRAPH_NAME]
-    late_inputs = [
-        raw
+    inputs = {
+        wire.text(payload, wire.VALUE_NAME): raw
         for n, raw, payload in fields
         if n == wire.GRAPH_INPUT
-        and ((name := wire.text(payload, wire.VALUE_NAME)) in taken or name not in needed)
-    ]
-    first = [n.raw for n in prefix] + title + shared + early
+    }
+    needed = {name for node in prefix for name in node.inputs}
+    taken = {name for node in suffix for name in node.inputs}
+    between = [bytes(named[name][1]) for name in boundary]
+    own = (wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_OUTPUT, wire.GRAPH_VALUE_INFO)
+    shared = [raw for n, raw, _ in fields if n not in own]  # name and initializers
+    first = [node.raw for node in prefix] + shared
+    first += [raw for name, raw in inputs.items() if name in needed]
     first += [wire.delimited(wire.GRAPH_OUTPUT, value) for value in between]
-    second = [n.raw for n in suffix] + rest + late_inputs
+    second = [node.raw for node in suffix] + shared
+    second += [raw for n, raw, _ in fields if n == wire.GRAPH_OUTPUT]
+    second += [raw for name, raw in inputs.items() if name in taken or name not in needed]
     second += [wire.delimited(wire.GRAPH_INPUT, value) for value in between]
     return Split(_with_graph(model, first), _with_graph(model, second), tuple(boundary))
 
