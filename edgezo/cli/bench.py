@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,13 @@ def bundle_for(model: str) -> Path:
         return default_model(lambda line: click.echo(line, err=True))
     if model in RANDOM_MODELS:
         from edgezo.demo.default_model import cache_folder
-        from edgezo_export.random_bundle import random_bundle
-        from edgezo_runtime.bundle import is_bundle
+        from edgezo_export.random_bundle import is_current, random_bundle
 
         folder = cache_folder() / f"{model}.edgezo"
-        return folder if is_bundle(folder) else random_bundle(model, folder)
+        if not is_current(model, folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            random_bundle(model, folder)
+        return folder
     return Path(model)
 
 

@@ -11,6 +11,8 @@ import onnx_ir.passes.common as common_passes
 import onnxscript.optimizer
 from torch import nn
 
+from edgezo_export.gather_early import GatherEarly
+from edgezo_export.keep_rows import KeepRows
 from edgezo_export.signature import PARAMETERS_KEY
 from edgezo_runtime.errors import InputError
 
@@ -136,6 +138,8 @@ def lifted(model: ir.Model, names: ParameterNames) -> ir.Model:
     onnxscript.optimizer.optimize(model)
     cleanup = ir.passes.Sequential(
         DivideBySqrt(),
+        GatherEarly(),
+        KeepRows(),
         common_passes.CommonSubexpressionEliminationPass(),
         common_passes.RemoveUnusedNodesPass(),
         common_passes.RemoveUnusedFunctionsPass(),

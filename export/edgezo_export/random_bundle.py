@@ -9,9 +9,17 @@ import numpy as np
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.shipped_graphs import CONFIG, read_config, shipped_folder
-from edgezo_runtime.bundle import GRAPH, Parameter
+from edgezo_runtime.bundle import GRAPH, Parameter, is_bundle, open_bundle
+from edgezo_runtime.files import sha256
 
 STANDARD_DEVIATION = 0.02
+
+
+def is_current(name: str, folder: Path) -> bool:
+    """Whether `folder` is a bundle of today's shipped graph `name`, not of an earlier one."""
+    if not is_bundle(folder):
+        return False
+    return open_bundle(folder).manifest.files[GRAPH] == sha256(shipped_folder(name) / GRAPH)
 
 
 def random_bundle(name: str, out: Path, seed: int = 0) -> Path:
