@@ -22,9 +22,9 @@ class Metrics:
 
     Attributes:
         examples: number of rows.
-        loss: mean loss in nats, per row where labels are chosen, else per token.
-        accuracy: share of rows predicted right; None where nothing is predicted.
-        perplexity: exp(loss) per token; None where labels are chosen.
+        loss: mean loss, per token (in nats) where tokens are predicted, else per row.
+        accuracy: share of rows predicted right; None where no labels are chosen.
+        perplexity: exp(loss) per token; None where no tokens are predicted.
         predictions: the label chosen for each example, in their order, (examples,) int64.
     """
 
@@ -41,7 +41,9 @@ class Metrics:
         if tally.correct is not None:
             accuracy = tally.correct / tally.examples
             return cls(tally.examples, loss, accuracy, None, predictions)
-        perplexity = math.exp(loss) if loss < 700 else math.inf
+        perplexity = None
+        if tally.tokens:
+            perplexity = math.exp(loss) if loss < 700 else math.inf
         return cls(tally.examples, loss, None, perplexity)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +59,9 @@ class Metrics:
     def __str__(self) -> str:
         if self.accuracy is not None:
             return f"accuracy {100 * self.accuracy:.1f} %, loss {self.loss:.3f}"
-        return f"perplexity {self.perplexity:.3f}, loss {self.loss:.3f}"
+        if self.perplexity is not None:
+            return f"perplexity {self.perplexity:.3f}, loss {self.loss:.3f}"
+        return f"loss {self.loss:.6g}"
 
 
 def evaluate(

@@ -70,7 +70,7 @@ def _next_logits(model: Model, tokens: list[int]) -> np.ndarray:
         np.arange(model.tokenizer.size, dtype=np.int64),
         TokenLoss(1),
     )
-    return model.forward(batch).candidate_logits[0]
+    return model.forward(batch)["candidate_logits"][0]
 
 
 def _choose(logits: np.ndarray, temperature: float, seed: int, position: int) -> int:

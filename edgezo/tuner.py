@@ -11,7 +11,7 @@ import numpy as np
 
 from edgezo.run_folder import RunFolder
 from edgezo_runtime import journal, snapshot
-from edgezo_runtime.batch import Batch
+from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.journal import JournalWriter
@@ -166,7 +166,7 @@ class Tuner:
         """The journal's header."""
         return self._tuning.journal.header
 
-    def step(self, batch: Batch, lr: float | None = None) -> Step:
+    def step(self, batch: BaseBatch, lr: float | None = None) -> Step:
         """Takes one step on `batch` and returns what it found.
 
         A step that raises leaves no trace. Between steps the run may be stopped, the model

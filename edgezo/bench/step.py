@@ -112,9 +112,12 @@ def random_batch(bundle: Bundle, rows: int, tokens: int, seed: int = 0) -> Batch
     """Returns `rows` rows of random tokens, each with one answer of `CHOICES` at its end.
 
     Raises:
-        InputError: the rows are longer than the model's context, or there are none.
+        InputError: the rows are longer than the model's context, or there are none, or it takes
+            arrays.
     """
     longest = bundle.manifest.context_length
+    if longest is None:
+        raise InputError(f"{bundle.folder} takes arrays; a bundle that takes text can be measured")
     if rows < 1 or not 1 <= tokens <= longest:
         raise InputError(
             f"a batch of {rows} x {tokens} tokens cannot be made: use 1 row or more, "

@@ -52,7 +52,7 @@ class TuningWorker:
     def candidate_logits(self) -> list[list[float]]:
         """Returns the logits of the candidates, (answers, choices)."""
         self._weights.arena.settle()
-        return self._session.forward(self._batch).candidate_logits.tolist()
+        return self._session.forward(self._batch)["candidate_logits"].tolist()
 
     def loss(self) -> float:
         """Returns the batch's mean loss."""

@@ -55,7 +55,7 @@ def complete_bundle(
     folder: Path,
     tensor: Callable[[Parameter], np.ndarray],
     *,
-    context_length: int,
+    context_length: int | None,
     task: Mapping[str, Any] | None = None,
     made_with: tuple[str, ...] = (),
 ) -> Manifest:
@@ -65,7 +65,7 @@ def complete_bundle(
         folder: holds `graph.onnx`, and `config.json` and the tokenizer's files where there are any.
         tensor: returns a parameter's value, C-contiguous, in storage dtype; called once for each
             parameter in arena order, so that one tensor at a time is in memory.
-        context_length: the longest sequence that the model takes, in tokens.
+        context_length: the longest sequence that the model takes, in tokens; None for arrays.
         task: the bundle's default task.
         made_with: packages whose versions decide the bundle's bytes.
     """

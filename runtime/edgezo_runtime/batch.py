@@ -1,24 +1,15 @@
-"""What goes into one forward pass of a text graph, and what its outputs mean."""
+"""What goes into one forward pass, and what the outputs mean."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a text graph returns.
-
-    Attributes:
-        logprobs: log-probability of each target token, (answers,) float32.
-        candidate_logits: logits of the candidate tokens at each answer, (answers, choices) float32.
-    """
-
-    logprobs: np.ndarray
-    candidate_logits: np.ndarray
+#: What a graph returns, by name; docs/bundle.md says what text and array graphs have.
+Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,12 +21,14 @@ class Tally:
         units: number of things that the loss averages over: rows, or tokens of language modelling.
         loss: summed loss over the units, in nats.
         correct: number of rows predicted right; None where there is nothing to predict.
+        tokens: whether the units are tokens, so that exp(loss / units) is a perplexity.
     """
 
     examples: int
     units: int
     loss: float
     correct: int | None = None
+    tokens: bool = False
 
     def __add__(self, other: Tally) -> Tally:
         correct = None
@@ -46,6 +39,7 @@ class Tally:
             self.units + other.units,
             self.loss + other.loss,
             correct,
+            self.tokens and other.tokens,
         )
 
 
@@ -57,7 +51,7 @@ class Objective(abc.ABC):
         """Returns the batch's sums."""
 
     def loss(self, outputs: Outputs) -> float:
-        """Returns the batch's mean loss in nats: what a tuning step lowers."""
+        """Returns the batch's mean loss: what a tuning step lowers."""
         tally = self.tally(outputs)
         return tally.loss / tally.units
 
@@ -77,10 +71,10 @@ class CandidateLoss(Objective):
     labels: np.ndarray
 
     def tally(self, outputs: Outputs) -> Tally:
-        return _choice_tally(outputs.candidate_logits, self.labels)
+        return _choice_tally(outputs["candidate_logits"], self.labels)
 
     def predictions(self, outputs: Outputs) -> np.ndarray:
-        return outputs.candidate_logits.argmax(axis=1)
+        return outputs["candidate_logits"].argmax(axis=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class OptionLoss(Objective):
     def scores(self, outputs: Outputs) -> np.ndarray:
         """Returns the log-probability of each option, (rows, choices) float64."""
         size = len(self.labels) * self.choices
-        summed = np.bincount(self.options, outputs.logprobs.astype(np.float64), size)
+        summed = np.bincount(self.options, outputs["logprobs"].astype(np.float64), size)
         return summed.reshape(-1, self.choices)
 
     def tally(self, outputs: Outputs) -> Tally:
@@ -122,13 +116,69 @@ class TokenLoss(Objective):
     rows: int
 
     def tally(self, outputs: Outputs) -> Tally:
-        total = -float(outputs.logprobs.sum(dtype=np.float64))
-        return Tally(self.rows, len(outputs.logprobs), total)
+        total = -float(outputs["logprobs"].sum(dtype=np.float64))
+        return Tally(self.rows, len(outputs["logprobs"]), total, tokens=True)
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowLoss(Objective):
+    """The mean of the losses that an array graph computes itself, one a row.
+
+    Attributes:
+        labels: index of the right class, (rows,) int64; None where rows have no class.
+        output: the output whose largest entry in a row is the predicted class, (rows, classes).
+    """
+
+    labels: np.ndarray | None = None
+    output: str | None = None
+
+    def tally(self, outputs: Outputs) -> Tally:
+        losses, chosen = outputs["losses"], self.predictions(outputs)
+        correct = None if chosen is None else int((chosen == self.labels).sum())
+        return Tally(len(losses), len(losses), float(losses.sum(dtype=np.float64)), correct)
+
+    def predictions(self, outputs: Outputs) -> np.ndarray | None:
+        if self.labels is None or self.output is None:
+            return None
+        return outputs[self.output].reshape(len(self.labels), -1).argmax(axis=1)
+
+
+class BaseBatch(abc.ABC):
     """The data inputs of one forward pass, and the objective over its outputs.
+
+    Attributes:
+        objective: what the outputs are judged by.
+    """
+
+    objective: Objective
+
+    @abc.abstractmethod
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Returns the graph's data inputs by name."""
+
+
+@dataclass(frozen=True)
+class ArrayBatch(BaseBatch):
+    """A batch of an array graph.
+
+    Attributes:
+        inputs: the graph's inputs by name, C-contiguous, in the dtypes and shapes of its ports.
+        targets: the right answer of each row: (rows,) int64 classes, or (rows, ...) float32.
+        objective: what the outputs are judged by.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    targets: np.ndarray
+    objective: Objective
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Returns the graph's data inputs by name."""
+        return {**self.inputs, "targets": self.targets}
+
+
+@dataclass(frozen=True)
+class Batch(BaseBatch):
+    """A batch of a text graph.
 
     Attributes:
         input_ids: (rows, length) int64, padded on the right.

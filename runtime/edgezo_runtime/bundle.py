@@ -64,7 +64,8 @@ class Manifest:
         parameters: every weight of the graph, in arena order.
         inputs: the graph's data inputs (the parameters are inputs too, and not repeated here).
         outputs: the graph's outputs.
-        context_length: the longest sequence that the model takes, in tokens.
+        context_length: the longest sequence that the model takes, in tokens; None where the graph
+            takes arrays and not text.
         task: the bundle's default task and its settings, e.g. ``{"name": "classify", ...}``.
         files: SHA-256 of each other file of the bundle.
         versions: versions of the programs that made it.
@@ -74,7 +75,7 @@ class Manifest:
     parameters: tuple[Parameter, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    context_length: int
+    context_length: int | None
     task: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -133,11 +134,14 @@ class Manifest:
                 raise InputError(f"{path}: parameter {parameter.name!r} has a damaged shape")
         if not all(isinstance(word, str | int) for port in ports for word in port):
             raise InputError(f"{path} has a damaged input or output")
-        if type(self.context_length) is not int or self.context_length < 1:
-            raise InputError(f"{path} has context length {self.context_length!r}, not a number > 0")
+        length = self.context_length
+        if length is not None and (type(length) is not int or length < 1):
+            raise InputError(f"{path} has context length {length!r}, not a number > 0")
         for name, digest in self.files.items():
             # The plain name of a file in the folder: nothing outside it is ever opened.
-            if name in ("", ".", "..") or set(name) & set("/\\:\0") or not isinstance(digest, str):
+            if not isinstance(name, str) or not isinstance(digest, str):
+                raise InputError(f"{path} names the file {name!r} with checksum {digest!r}")
+            if name in ("", ".", "..") or set(name) & set("/\\:\0"):
                 raise InputError(
                     f"{path} names the file {name!r}: a bundle's files lie in its own folder"
                 )

@@ -11,11 +11,11 @@ import numpy as np
 
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.arena import Arena
-from edgezo_runtime.batch import Batch, Outputs
+from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.session import Session
-from edgezo_runtime.text import Tokenizer
+from edgezo_runtime.text import TOKENIZER, Tokenizer
 
 FULL = "full"
 _CHUNK = 1 << 20  # elements checked at once
@@ -103,8 +103,6 @@ class Model:
     Attributes:
         bundle: what it was loaded from.
         weights: its weights.
-        tokenizer: its tokenizer.
-        context_length: the longest sequence it takes, in tokens.
         threads: threads of its session and its sweeps.
     """
 
@@ -112,8 +110,9 @@ class Model:
         self.bundle = weights.bundle
         self.weights = weights
         self.threads = threads
-        self.tokenizer = Tokenizer.from_folder(self.bundle.folder)
-        self.context_length = self.bundle.manifest.context_length
+        folder = self.bundle.folder
+        text = self.bundle.manifest.context_length is not None or (folder / TOKENIZER).exists()
+        self._tokenizer = Tokenizer.from_folder(folder) if text else None
         self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
 
     @property
@@ -121,13 +120,27 @@ class Model:
         """The trained weights."""
         return self.weights.arena
 
-    def forward(self, batch: Batch) -> Outputs:
-        """Runs one forward pass over `batch`."""
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; raises InputError if it takes arrays, not text."""
+        if self._tokenizer is None:
+            raise InputError(f"{self.bundle.folder} takes arrays, not text: it has no tokenizer")
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence it takes, in tokens; raises InputError if it takes arrays."""
+        if self.bundle.manifest.context_length is None:
+            raise InputError(f"{self.bundle.folder} takes arrays, not text: it has no context")
+        return self.bundle.manifest.context_length
+
+    def forward(self, batch: BaseBatch) -> Outputs:
+        """Runs one forward pass over `batch` and returns the graph's outputs by name."""
         self.weights.settle()
         return self._session.forward(batch)
 
-    def loss(self, batch: Batch) -> float:
-        """Returns the mean loss of `batch`, in nats."""
+    def loss(self, batch: BaseBatch) -> float:
+        """Returns the mean loss of `batch`."""
         return batch.objective.loss(self.forward(batch))
 
 

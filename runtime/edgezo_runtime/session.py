@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.batch import Batch, Outputs
+from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import Bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.split import split
 
-OUTPUTS = ("logprobs", "candidate_logits")
-_QUESTIONS = ("positions", "targets", "candidates")  # inputs that are not text
+_QUESTIONS = ("positions", "targets", "candidates")  # inputs that only the end of a graph reads
 _ORT_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 
 
 class Session:
-    """Runs a bundle's text graph on the CPU.
+    """Runs a bundle's graph on the CPU.
 
     What depends on frozen weights alone is computed once for a batch, however often it is run.
 
@@ -49,39 +48,44 @@ class Session:
             self._suffix = _Part(parts.suffix if parts else model, threads)
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
+        self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle)
         for parameter in bundle.manifest.parameters:
             value = _alias(weights[parameter.name], dtypes.named(parameter.dtype))
             for part in self._parts:
                 part.keep(parameter.name, value)
-        self._text: tuple[np.ndarray, np.ndarray] | None = None  # what the boundary holds
+        self._held: dict[str, np.ndarray] | None = None  # the inputs that the boundary is of
 
     @property
     def _parts(self) -> list[_Part]:
         return [self._prefix, self._suffix] if self._prefix else [self._suffix]
 
-    def forward(self, batch: Batch) -> Outputs:
-        """Runs one forward pass; raises EdgezoError if ONNX Runtime does."""
+    def forward(self, batch: BaseBatch) -> Outputs:
+        """Runs one forward pass and returns the graph's outputs by name.
+
+        Raises:
+            EdgezoError: ONNX Runtime failed.
+        """
         feeds = batch.feeds()
         try:
-            if self._prefix and not self._holds(batch):
-                self._text = None
-                values = self._prefix.run(feeds, self._boundary)
-                for name, value in zip(self._boundary, values, strict=True):
-                    self._suffix.keep(name, value)
-                self._text = batch.input_ids.copy(), batch.attention_mask.copy()
-            outputs = self._suffix.run(feeds, OUTPUTS)
+            if self._prefix:
+                self._hold(self._prefix, feeds)
+            outputs = self._suffix.run(feeds, self._outputs)
         except Exception as error:
-            rows, length = batch.input_ids.shape
-            raise EdgezoError(
-                f"ONNX Runtime failed on a batch of {rows} x {length} tokens: {error}"
-            ) from error
-        return Outputs(*(value.numpy() for value in outputs))
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
+        return {name: v.numpy() for name, v in zip(self._outputs, outputs, strict=True)}
 
-    def _holds(self, batch: Batch) -> bool:
-        """Whether the prefix has run on the text of `batch`."""
-        text = (batch.input_ids, batch.attention_mask)
-        return self._text is not None and all(map(np.array_equal, self._text, text))
+    def _hold(self, prefix: _Part, feeds: Mapping[str, np.ndarray]) -> None:
+        """Makes the boundary that of `feeds`, unless the prefix ran on equal inputs last."""
+        own = {name: array for name, array in feeds.items() if name in prefix.inputs}
+        if self._held is not None and all(_same(array, self._held[n]) for n, array in own.items()):
+            return
+        self._held = None
+        values = prefix.run(own, self._boundary)
+        for name, value in zip(self._boundary, values, strict=True):
+            self._suffix.keep(name, value)
+        self._held = {name: array.copy() for name, array in own.items()}
 
     def _check(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
@@ -100,7 +104,7 @@ class Session:
                     f"the manifest of {bundle.folder} disagrees with its graph at input "
                     f"{name!r}, which is {found[0]} {list(found[1:])}: export it again"
                 )
-        missing |= {name for name in OUTPUTS if name not in self._suffix.outputs}
+        missing |= {name for name in self._outputs if name not in self._suffix.outputs}
         if missing:
             raise InputError(
                 f"the graph of {bundle.folder} lacks {min(missing)!r}, which its manifest names"
@@ -139,6 +143,13 @@ class _Part:
             self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding)
         return self._binding.get_outputs()
+
+
+def _same(array: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both hold the same bits: 0.0 and -0.0 are equal, and yet not the same."""
+    if array.shape != other.shape or array.dtype != other.dtype:
+        return False
+    return np.array_equal(array.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 
 def _alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgezo_runtime import wire
 
 # A prefix deserves a session of its own if it multiplies with frozen weights.
-_HEAVY = ("MatMul", "Gemm")
+_HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
 _DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
 
 
@@ -104,10 +104,24 @@ def _weighs(node: _Node, made: Mapping[str, _Node], frozen: Set[str]) -> bool:
 def _node(payload: memoryview, raw: memoryview) -> _Node:
     return _Node(
         raw,
-        wire.texts(payload, wire.NODE_INPUT),
+        wire.texts(payload, wire.NODE_INPUT) + _captured(payload),
         wire.texts(payload, wire.NODE_OUTPUT),
         wire.text(payload, wire.NODE_OPERATOR),
     )
+
+
+def _captured(node: memoryview) -> list[str]:
+    """Returns what the subgraphs of `node` may read of the graph around them: all they name."""
+    names: list[str] = []
+    for attribute in _payloads(node, wire.NODE_ATTRIBUTE):
+        for graph in _payloads(attribute, wire.ATTRIBUTE_GRAPH, wire.ATTRIBUTE_GRAPHS):
+            for inner in _payloads(graph, wire.GRAPH_NODE):
+                names += wire.texts(inner, wire.NODE_INPUT) + _captured(inner)
+    return names
+
+
+def _payloads(message: memoryview, *numbers: int) -> list[memoryview]:
+    return [payload for number, _, payload in wire.fields(message) if number in numbers]
 
 
 def _with_graph(model: bytes, graph: list[memoryview | bytes]) -> bytes:

@@ -85,8 +85,8 @@ def test_constants_give_the_outputs_of_the_bundle(bundle: Bundle) -> None:
     with constants_model(bundle) as model:
         folder = model.parent
         found = plain_session(model).run(["logprobs", "candidate_logits"], batch.feeds())
-    np.testing.assert_allclose(found[0], expected.logprobs, atol=1e-5)
-    np.testing.assert_allclose(found[1], expected.candidate_logits, atol=1e-5)
+    np.testing.assert_allclose(found[0], expected["logprobs"], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected["candidate_logits"], atol=1e-5)
     assert not folder.exists()
 
 

@@ -281,7 +281,7 @@ def test_a_step_that_raises_leaves_no_trace(
         return result_of(folder)
 
     def fail(model: package.Model, tuner: Tuner, batch: Batch) -> None:
-        before = model.forward(batch).logprobs
+        before = model.forward(batch)["logprobs"]
         ids = batch.input_ids.copy()
         ids[0, 0] = 10**6
         bad = Batch(
@@ -290,7 +290,7 @@ def test_a_step_that_raises_leaves_no_trace(
         )  # fmt: skip
         with pytest.raises(EdgezoError):
             tuner.step(bad)
-        np.testing.assert_array_equal(model.forward(batch).logprobs, before)
+        np.testing.assert_array_equal(model.forward(batch)["logprobs"], before)
         calls = iter([1.0])
 
         def loss(batch: Batch) -> float:

@@ -26,7 +26,7 @@ def batch() -> Batch:
 
 
 def flat(outputs: Outputs) -> np.ndarray:
-    return np.concatenate([outputs.logprobs.ravel(), outputs.candidate_logits.ravel()])
+    return np.concatenate([outputs["logprobs"].ravel(), outputs["candidate_logits"].ravel()])
 
 
 def test_each_parameter_moves_the_outputs_as_in_a_fresh_session(

@@ -249,7 +249,7 @@ def test_tuning_a_pattern(tiny_bundle: Path, data: Path, tmp_path: Path) -> None
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits[0].numpy()
     for ours in (model, edgezo.load(tmp_path / "tuned.edgezo", threads=1)):
-        np.testing.assert_allclose(ours.forward(batch).candidate_logits, expected, atol=1e-4)
+        np.testing.assert_allclose(ours.forward(batch)["candidate_logits"], expected, atol=1e-4)
 
 
 def test_a_pattern_s_run_from_the_command_line(

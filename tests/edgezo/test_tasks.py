@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgezo.data import rows_from
 from edgezo.tasks import Classify, Generate, Task, Text, make_task, task_from_settings
-from edgezo_runtime.batch import Batch, CandidateLoss, OptionLoss, Outputs, TokenLoss
+from edgezo_runtime.batch import Batch, CandidateLoss, OptionLoss, TokenLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
@@ -77,10 +77,10 @@ def test_batches_keep_the_graphs_contract(
     assert batch.positions.shape == batch.targets.shape
     assert len(batch.candidates) >= 1
     assert len(answers(batch)) == len(batch.targets)
-    outputs = Outputs(
-        np.full(len(batch.targets), -1.5, np.float32),
-        np.zeros((len(batch.targets), len(batch.candidates)), np.float32),
-    )
+    outputs = {
+        "logprobs": np.full(len(batch.targets), -1.5, np.float32),
+        "candidate_logits": np.zeros((len(batch.targets), len(batch.candidates)), np.float32),
+    }
     assert np.isfinite(batch.objective.loss(outputs))
 
 
@@ -173,9 +173,7 @@ def test_each_token_of_a_text_is_scored_once(tokenizer: Tokenizer, text: str, co
     assert all(1 <= example.length <= context for example in examples)
     if examples:
         batch = task.collate(examples)
-        assert batch.objective.tally(Outputs(np.zeros(len(targets)), np.zeros(0))).units == len(
-            targets
-        )
+        assert batch.objective.tally({"logprobs": np.zeros(len(targets))}).units == len(targets)
 
 
 @given(first=WORDS.filter(str.strip), second=WORDS.filter(str.strip))

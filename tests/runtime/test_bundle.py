@@ -166,6 +166,7 @@ DAMAGES: dict[str, dict[str, Any]] = {
     "context is infinite": {"context_length": float("inf")},
     "context is true": {"context_length": True},
     "files is a list": {"files": ["graph.onnx"]},
+    "file has no name": {"files": [[None, None]]},
     "checksum is a number": {"files": {"graph.onnx": 3, "model.safetensors": "f"}},
     "task is a number": {"task": 3},
     "schema is newer": {"schema": 2},

@@ -83,3 +83,27 @@ def test_a_value_that_both_parts_need_goes_to_both(feeds: dict[str, np.ndarray])
     assert parts
     suffix = onnx.load_from_string(parts.suffix)
     assert {value.name for value in suffix.graph.input} == {"ask", "second", "a", "x"}
+
+
+def test_weights_read_inside_a_subgraph_are_seen(feeds: dict[str, np.ndarray]) -> None:
+    """The branch of an If may read a trained weight that is not among the node's own inputs."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    branches (float[batch, 4] x, bool go, float[4, 4] first, float[4, 4] second)
+        => (float[batch, 4] y)
+    <float[batch, 4] h, float[batch, 4] z>
+    {
+        h = MatMul(x, first)
+        z = If(go) <
+            then_branch = yes () => (float[batch, 4] t) { t = MatMul(h, second) },
+            else_branch = no () => (float[batch, 4] e) { e = Neg(h) }
+        >
+        y = Relu(z)
+    }
+    """
+    whole = parser.parse_model(text).SerializeToString()
+    parts = split(whole, {"second"}, {"first"})
+    assert parts and parts.boundary == ("h",)
+    given = {**feeds, "go": np.array(True)}
+    found = run(parts.suffix, given | run(parts.prefix, given))
+    np.testing.assert_allclose(found["y"], run(whole, given)["y"], rtol=1e-6)

@@ -35,7 +35,7 @@ def batch(model: Model) -> Batch:
 
 
 def flat(outputs: Outputs) -> np.ndarray:
-    return np.concatenate([outputs.logprobs.ravel(), outputs.candidate_logits.ravel()])
+    return np.concatenate([outputs["logprobs"].ravel(), outputs["candidate_logits"].ravel()])
 
 
 def test_each_parameter_moves_the_outputs(model: Model, batch: Batch) -> None:
