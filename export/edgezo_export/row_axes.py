@@ -1,0 +1,207 @@
+"""Which axis of an ONNX file's inputs counts rows, tried out with inputs that fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.ort import onnxruntime
+
+ROWS = "rows"
+#: Tried in turn for the sizes that a file leaves free, and as bounds of whole numbers.
+_SIZES = (64, 32, 16, 8, 512, 224, 1024)
+_BOUNDS = (256, 32, 2)
+
+
+@dataclass(frozen=True)
+class ArrayInput:
+    """One input of an ONNX file.
+
+    Attributes:
+        name: its name.
+        dtype: its NumPy dtype.
+        shape: a number, a name or `ROWS` for each dimension; without `ROWS` it is the same for
+            all rows of a batch.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str, ...]
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that counts rows."""
+        return self.shape.index(ROWS) if ROWS in self.shape else None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Sizes and values that an ONNX file accepts.
+
+    Attributes:
+        inputs: the file's inputs.
+        size: of every free dimension.
+        bound: whole numbers are drawn below it.
+        shared: the values of whole numbers that are the same for all rows.
+        scale: standard deviation of fractions.
+    """
+
+    inputs: tuple[ArrayInput, ...]
+    size: int
+    bound: int
+    shared: int
+    scale: float = 1.0
+
+    def draw(self, rows: int, seed: int) -> dict[str, np.ndarray]:
+        """Returns random inputs of `rows` rows."""
+        generator = np.random.Generator(np.random.Philox(seed))
+        return {value.name: self._value(value, rows, generator) for value in self.inputs}
+
+    def _value(self, value: ArrayInput, rows: int, generator: np.random.Generator) -> np.ndarray:
+        free = {dim: rows if dim == ROWS else self.size for dim in value.shape}
+        shape = [dim if isinstance(dim, int) else free[dim] for dim in value.shape]
+        if value.dtype.kind == "f":
+            return (self.scale * generator.standard_normal(shape)).astype(value.dtype)
+        if value.dtype.kind == "b":
+            return generator.integers(0, 2, shape).astype(np.bool_)
+        if value.axis is None:
+            return np.full(shape, self.shared, value.dtype)
+        return generator.integers(0, min(self.bound, 128), shape).astype(value.dtype)
+
+
+def session_of(path: Path, optimised: bool = True) -> Any:
+    """Returns a plain session of a file; raises InputError with ONNX Runtime's reason."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise InputError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
+
+
+def array_inputs(model: ir.Model, output: ir.Value, path: Path) -> tuple[ArrayInput, ...]:
+    """Returns the inputs of `model`, with the axis of each that counts rows.
+
+    That is the one named like the first of `output`, else the first whose size is free. Where all
+    first axes are 1, the file was made for one row, and they are taken to be free.
+
+    Raises:
+        InputError: an input is no array of numbers.
+    """
+    shapes = [_shape(value, path) for value in model.graph.inputs]
+    named = _dimension(output.shape[0]) if output.shape else None
+    fixed = not any(isinstance(dim, str) for shape in shapes for dim in shape)
+    inputs = []
+    for value, shape in zip(model.graph.inputs, shapes, strict=True):
+        free = [i for i, dim in enumerate(shape) if isinstance(dim, str)]
+        axis = free[0] if free else None
+        if isinstance(named, str) and named in shape:
+            axis = shape.index(named)
+        elif fixed and shape[:1] == (1,):
+            axis = 0
+        assert value.dtype is not None and value.name is not None
+        dims = tuple(ROWS if i == axis else dim for i, dim in enumerate(shape))
+        inputs.append(ArrayInput(value.name, value.dtype.numpy(), dims))
+    return tuple(inputs)
+
+
+def find_probe(
+    model: ir.Model, inputs: tuple[ArrayInput, ...], output: str, path: Path, session: Any
+) -> Probe:
+    """Returns inputs that the file at `path` accepts with finite output.
+
+    Raises:
+        InputError: none of those tried; ONNX Runtime's reason for the last is quoted.
+    """
+    if not any(value.axis is not None for value in inputs):
+        raise InputError(f"no input of {path} has an axis for rows: export it with a batch axis")
+    reason = "its output is not finite"
+    sizes = (
+        _SIZES if any(isinstance(d, str) and d != ROWS for i in inputs for d in i.shape) else [1]
+    )
+    for size, bound, shared in itertools.product(sizes, _BOUNDS, [1, *_whole_numbers(model)]):
+        probe = Probe(inputs, size, bound, shared)
+        try:
+            found = session.run([output], probe.draw(1, 0))[0]
+        except Exception as error:
+            reason = _line(error)
+            continue
+        if np.issubdtype(found.dtype, np.floating) and np.isfinite(found).all():
+            return probe
+    raise InputError(f"{path} takes none of the random inputs that were tried: {reason}")
+
+
+def probes_like(probe: Probe, model: ir.Model) -> Iterator[Probe]:
+    """Yields `probe` with other scales, sizes and shared values: they may reach other weights."""
+    free = any(isinstance(dim, str) and dim != ROWS for v in probe.inputs for dim in v.shape)
+    shared = any(value.axis is None and value.dtype.kind in "iu" for value in probe.inputs)
+    sizes = _SIZES if free else [probe.size]
+    numbers = [1, *_whole_numbers(model)] if shared else [1]
+    for scale, size, number in itertools.product((1.0, 0.01), sizes, numbers):
+        yield Probe(probe.inputs, size, probe.bound, number, scale)
+
+
+def rows_one_by_one(
+    session: Any, probe: Probe, feeds: Mapping[str, np.ndarray], output: str
+) -> np.ndarray:
+    """Returns the outputs of each row run alone, (rows, ...)."""
+    rows = next(feeds[v.name].shape[v.axis] for v in probe.inputs if v.axis is not None)
+    return np.concatenate(
+        [session.run([output], _row(probe, feeds, row))[0] for row in range(rows)]
+    )
+
+
+def _row(probe: Probe, feeds: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    return {
+        value.name: feeds[value.name]
+        if value.axis is None
+        else np.ascontiguousarray(np.take(feeds[value.name], [row], value.axis))
+        for value in probe.inputs
+    }
+
+
+def _shape(value: ir.Value, path: Path) -> tuple[int | str, ...]:
+    if value.shape is None or value.dtype is None:
+        raise InputError(f"input {value.name!r} of {path} has no shape: export it with one")
+    if value.dtype == ir.DataType.STRING or value.dtype.bitwidth < 8:
+        raise InputError(
+            f"input {value.name!r} of {path} takes {value.dtype.name.lower()}: edgezo feeds numbers"
+        )
+    return tuple(
+        dim if dim is not None else f"{value.name}_{i}"
+        for i, dim in enumerate(map(_dimension, value.shape))
+    )
+
+
+def _dimension(dim: object) -> int | str | None:
+    """Returns a size, a free one's name, or None; some exporters write 0, -1 or ? for free."""
+    if isinstance(dim, int):
+        return dim if dim > 0 else None
+    name = getattr(dim, "value", None)
+    return name if isinstance(name, str) and name not in ("", "?", ROWS) else None
+
+
+def _whole_numbers(model: ir.Model) -> list[int]:
+    """Returns the single whole numbers that the graph compares something with."""
+    found: set[int] = set()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.size != 1 or not tensor.dtype.is_integer():
+            continue
+        if any(use.node.op_type in ("Equal", "Less", "Greater") for use in value.uses()):
+            found.add(int(tensor.numpy().reshape(-1)[0]))
+    return sorted(found)[:4]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
