@@ -105,6 +105,7 @@ class Model:
         weights: its weights.
         tokenizer: its tokenizer.
         context_length: the longest sequence it takes, in tokens.
+        form: what kind of model it is; see `Manifest.form`.
         threads: threads of its session and its sweeps.
     """
 
@@ -114,6 +115,7 @@ class Model:
         self.threads = threads
         self.tokenizer = Tokenizer.from_folder(self.bundle.folder)
         self.context_length = self.bundle.manifest.context_length
+        self.form = self.bundle.manifest.form
         self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
 
     @property

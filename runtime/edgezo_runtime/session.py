@@ -54,7 +54,7 @@ class Session:
             value = _alias(weights[parameter.name], dtypes.named(parameter.dtype))
             for part in self._parts:
                 part.keep(parameter.name, value)
-        self._text: tuple[np.ndarray, np.ndarray] | None = None  # what the boundary holds
+        self._text: dict[str, np.ndarray] | None = None  # what the boundary holds
 
     @property
     def _parts(self) -> list[_Part]:
@@ -64,12 +64,12 @@ class Session:
         """Runs one forward pass; raises EdgezoError if ONNX Runtime does."""
         feeds = batch.feeds()
         try:
-            if self._prefix and not self._holds(batch):
+            if self._prefix and not self._holds(feeds):
                 self._text = None
                 values = self._prefix.run(feeds, self._boundary)
                 for name, value in zip(self._boundary, values, strict=True):
                     self._suffix.keep(name, value)
-                self._text = batch.input_ids.copy(), batch.attention_mask.copy()
+                self._text = {name: array.copy() for name, array in _text(feeds).items()}
             outputs = self._suffix.run(feeds, OUTPUTS)
         except Exception as error:
             rows, length = batch.input_ids.shape
@@ -78,10 +78,12 @@ class Session:
             ) from error
         return Outputs(*(value.numpy() for value in outputs))
 
-    def _holds(self, batch: Batch) -> bool:
-        """Whether the prefix has run on the text of `batch`."""
-        text = (batch.input_ids, batch.attention_mask)
-        return self._text is not None and all(map(np.array_equal, self._text, text))
+    def _holds(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Whether the prefix has run on the text in `feeds`."""
+        text, held = _text(feeds), self._text
+        if held is None or held.keys() != text.keys():
+            return False
+        return all(np.array_equal(array, held[name]) for name, array in text.items())
 
     def _check(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
@@ -105,6 +107,10 @@ class Session:
             raise InputError(
                 f"the graph of {bundle.folder} lacks {min(missing)!r}, which its manifest names"
             )
+
+
+def _text(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in feeds.items() if name not in _QUESTIONS}
 
 
 class _Part:
