@@ -20,13 +20,62 @@ SENTENCES = [
     "play some music by the old band? the label: negative",
     "Text: search creative work Label: good bad great terrible positive negative",
 ]
-MASKED = ("bert", "roberta")
-HEADS = ("bert_head", "roberta_head", "gpt2_head", "llama_head", "opt_head", "qwen2_head")
-SEQ2SEQ = ("t5", "t5_gated")
-FAMILIES = (*MASKED, *HEADS, *SEQ2SEQ)
+ARCHITECTURES = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "bert_head": "BertForSequenceClassification",
+    "roberta_head": "RobertaForSequenceClassification",
+    "gpt2_head": "GPT2ForSequenceClassification",
+    "llama_head": "LlamaForSequenceClassification",
+    "opt_head": "OPTForSequenceClassification",
+    "qwen2_head": "Qwen2ForSequenceClassification",
+    "t5": "T5ForConditionalGeneration",
+    "t5_gated": "T5ForConditionalGeneration",
+}
+FAMILIES = tuple(ARCHITECTURES)
 VOCABULARY = 320
 CONTEXT = 64
 LABELS = ("negative", "positive", "neutral")
+
+_COMMON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.2,
+}
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert": _COMMON,
+    # RoBERTa counts positions from pad_token_id + 1 on.
+    "roberta": _COMMON
+    | {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2, "type_vocab_size": 1},
+    "llama": _COMMON | {"num_key_value_heads": 2},
+    "qwen2": _COMMON | {"num_key_value_heads": 2},
+    "opt": _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": CONTEXT,
+        "initializer_range": 0.2,
+    },
+    "t5": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "decoder_start_token_id": 0,
+        "n_positions": CONTEXT,
+    },
+}
+_OWN: dict[str, dict[str, Any]] = {
+    "t5_gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "roberta_head": {"pad_token_id": 1},
+}
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
@@ -44,69 +93,21 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 def tiny_family(name: str) -> Any:
     """Returns the model `name`, one of `FAMILIES`, with weights that depend on nothing else."""
     import torch
-    import transformers as hf
+    import transformers
 
     torch.manual_seed(0)
-    common: dict[str, Any] = {"vocab_size": VOCABULARY, "attn_implementation": "eager"}
+    cls = getattr(transformers, ARCHITECTURES[name])
+    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "attn_implementation": "eager"}
     if name.endswith("head"):
-        common |= {"id2label": dict(enumerate(LABELS)), "pad_token_id": 0}
-        common |= {"label2id": {label: i for i, label in enumerate(LABELS)}}
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    positions = {"max_position_embeddings": CONTEXT}
-    if name.startswith("bert"):
-        config = hf.BertConfig(
-            **common, **sizes, **positions, intermediate_size=48, initializer_range=0.2
-        )
-        cls = hf.BertForSequenceClassification if "head" in name else hf.BertForMaskedLM
-    elif name.startswith("roberta"):
-        common |= {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2, "type_vocab_size": 1}
-        config = hf.RobertaConfig(**common, **sizes, intermediate_size=48, initializer_range=0.2)
-        cls = hf.RobertaForSequenceClassification if "head" in name else hf.RobertaForMaskedLM
-    elif name.startswith("t5"):
-        config = hf.T5Config(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            relative_attention_num_buckets=8,
-            relative_attention_max_distance=16,
-            feed_forward_proj="gated-gelu" if "gated" in name else "relu",
-            tie_word_embeddings="gated" not in name,
-            decoder_start_token_id=0,
-            n_positions=CONTEXT,
-            initializer_factor=1.0,
-        )
-        cls = hf.T5ForConditionalGeneration
-    elif name.startswith("gpt2"):
-        config = hf.GPT2Config(
-            **common, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.2
-        )
-        cls = hf.GPT2ForSequenceClassification
-    elif name.startswith("opt"):
-        config = hf.OPTConfig(
-            **common, **sizes, **positions, ffn_dim=48, word_embed_proj_dim=32, init_std=0.2
-        )
-        cls = hf.OPTForSequenceClassification
-    else:
-        llama = name.startswith("llama")
-        config = (hf.LlamaConfig if llama else hf.Qwen2Config)(
-            **common,
-            **sizes,
-            **positions,
-            intermediate_size=48,
-            num_key_value_heads=2,
-            initializer_range=0.2,
-        )
-        cls = hf.LlamaForSequenceClassification if llama else hf.Qwen2ForSequenceClassification
-    model = cls(config).eval()
+        settings |= {"id2label": dict(enumerate(LABELS)), "pad_token_id": 0}
+        settings |= {"label2id": {label: i for i, label in enumerate(LABELS)}}
+    model = cls(cls.config_class(**settings | _SIZES[name.partition("_")[0]] | _OWN.get(name, {})))
     # Fresh models have biases of 0 and norms of 1, which would hide a mistake.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn(parameter.shape)
-    return model
+    return model.eval()
 
 
 def _wordpiece() -> tuple[Backend, dict[str, str]]:
