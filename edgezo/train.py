@@ -147,6 +147,7 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
         template=settings.template,
         label_words=_words(settings.label_words),
         defaults=model.bundle.manifest.task,
+        form=model.form,
     )
     train_examples = task.encode_rows(rows)
     held_out: Sequence[Example] = ()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.text import Tokenizer
 
 SENTENCES = [
@@ -72,3 +74,4 @@ class SmallModel:
 
     tokenizer: Tokenizer
     context_length: int = 64
+    form: Mapping[str, Any] = field(default_factory=lambda: CAUSAL)

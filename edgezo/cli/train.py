@@ -30,7 +30,9 @@ from edgezo_runtime.schedule import NAMES
 @click.option("--eval-data", help="Held-out rows, JSONL.")
 @click.option("--out", help="Folder for the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
-@click.option("--task", help="classify, generate or text.  [default: by the data's columns]")
+@click.option(
+    "--task", help="classify, masked, head, generate or text.  [default: by the data's columns]"
+)
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
 @click.option("--tune", help="full, or patterns of parameter names.  [default: full]")

@@ -27,6 +27,11 @@ class TextModel(Protocol):
         """The longest sequence that the model takes, in tokens."""
         ...
 
+    @property
+    def form(self) -> Mapping[str, Any]:
+        """What kind of model it is; see `Manifest.form`."""
+        ...
+
 
 def batches(
     data: Path | str | Rows | Iterable[Mapping[str, Any]],
@@ -45,8 +50,9 @@ def batches(
     Args:
         data: path of a JSONL file, or the rows themselves.
         model: what the batches are for.
-        task: ``"classify"``, ``"generate"`` or ``"text"``, or a task made before (to give
-            evaluation rows the labels of the training rows); default: by the data's columns.
+        task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``, or a task made
+            before (to give evaluation rows the labels of the training rows); default: by the model
+            and the data's columns.
         batch_size: rows a batch.
         seed: orders the rows; the run's own seed is a good choice.
         template: the prompt, with ``{column}`` where a column's text goes.
@@ -63,7 +69,15 @@ def batches(
     else:
         rows = rows_from(data)
     if not isinstance(task, Task):
-        task = make_task(task, rows, model.tokenizer, model.context_length, template, label_words)
+        task = make_task(
+            task,
+            rows,
+            model.tokenizer,
+            model.context_length,
+            template,
+            label_words,
+            form=model.form,
+        )
     return _stream(task, rows, batch_size, seed, epochs)
 
 

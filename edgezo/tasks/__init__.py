@@ -5,9 +5,11 @@ from edgezo.tasks.base import Part as Part
 from edgezo.tasks.base import Task as Task
 from edgezo.tasks.classify import Classify as Classify
 from edgezo.tasks.generate import Generate as Generate
+from edgezo.tasks.head import Head as Head
 from edgezo.tasks.labels import Labels as Labels
 from edgezo.tasks.labels import parse_label_words as parse_label_words
 from edgezo.tasks.make import TASKS as TASKS
 from edgezo.tasks.make import make_task as make_task
 from edgezo.tasks.make import task_from_settings as task_from_settings
+from edgezo.tasks.masked import Masked as Masked
 from edgezo.tasks.text import Text as Text

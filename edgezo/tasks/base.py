@@ -24,12 +24,17 @@ class Part:
 
     Attributes:
         tokens: what the model reads, (length,) int64.
-        targets: the tokens that should follow the last ``len(targets)`` of `tokens`, (answers,)
-            int64.
+        targets: the tokens that should follow the last ``len(targets)`` of what is read, or stand
+            at `positions`, (answers,) int64.
+        positions: where in `tokens` the targets are predicted, (answers,) int64; None: at the end.
+        decoder_tokens: what the decoder reads where `tokens` go into an encoder, (length,) int64;
+            the targets are predicted at its end.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    positions: np.ndarray | None = None
+    decoder_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -115,15 +120,15 @@ class Task(abc.ABC):
         the sequences.
         """
         parts = [part for example in examples for part in example.parts]
-        length = max(len(part.tokens) for part in parts)
-        input_ids = np.full((len(parts), length), self.tokenizer.pad_id, np.int64)
-        attention_mask = np.zeros((len(parts), length), np.int64)
+        input_ids, attention_mask = self._padded([part.tokens for part in parts])
+        decoded = [part.decoder_tokens for part in parts if part.decoder_tokens is not None]
+        decoder_input_ids = self._padded(decoded)[0] if decoded else None
+        length = (input_ids if decoder_input_ids is None else decoder_input_ids).shape[1]
         positions = []
         for index, part in enumerate(parts):
-            end = len(part.tokens)
-            input_ids[index, :end] = part.tokens
-            attention_mask[index, :end] = 1
-            positions.append(index * length + np.arange(end - len(part.targets), end))
+            end = len(part.tokens if part.decoder_tokens is None else part.decoder_tokens)
+            own = np.arange(end - len(part.targets), end)
+            positions.append(index * length + (own if part.positions is None else part.positions))
         return Batch(
             input_ids,
             attention_mask,
@@ -131,13 +136,15 @@ class Task(abc.ABC):
             np.concatenate([part.targets for part in parts]).astype(np.int64),
             self.candidates,
             self.objective(examples),
+            decoder_input_ids,
         )
 
-
-def answered(prompt: Sequence[int], answer: Sequence[int]) -> Part:
-    """Returns the part that scores every token of `answer` after `prompt`.
-
-    The last token is only a target: nothing is predicted after it, so the model need not read it.
-    """
-    tokens = np.array([*prompt, *answer], np.int64)
-    return Part(tokens[:-1], tokens[len(prompt) :])
+    def _padded(self, sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the sequences as rows, padded on the right, and their mask."""
+        length = max(map(len, sequences))
+        ids = np.full((len(sequences), length), self.tokenizer.pad_id, np.int64)
+        mask = np.zeros((len(sequences), length), np.int64)
+        for index, tokens in enumerate(sequences):
+            ids[index, : len(tokens)] = tokens
+            mask[index, : len(tokens)] = 1
+        return ids, mask

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from edgezo.data.rows import label_value, quoted
-from edgezo.tasks.base import Example, Part, Task, answered
-from edgezo.tasks.labels import Labels
+from edgezo.data.rows import label_value
+from edgezo.tasks.answers import Answers
+from edgezo.tasks.base import Example, Task
+from edgezo.tasks.labels import Labels, check_distinct
 from edgezo.tasks.template import Template, fit
 from edgezo_runtime.batch import CandidateLoss, Objective, OptionLoss
-from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "Text: {text}\nLabel:"
@@ -33,6 +33,7 @@ class Classify(Task):
         labels: the labels and their words.
         template: the prompt. A space goes between it and the word, unless it ends in a new line
             or a tab; spaces at its end make no difference.
+        decoder_start: the token that begins an answer in a decoder; see `Answers`.
 
     Raises:
         InputError: the template is wrong, or two words have the same tokens.
@@ -46,8 +47,10 @@ class Classify(Task):
         context_length: int,
         labels: Labels,
         template: str = DEFAULT_TEMPLATE,
+        decoder_start: int | None = None,
     ) -> None:
         super().__init__(tokenizer, context_length)
+        self.answers = Answers(tokenizer, decoder_start)
         self.labels = labels
         # A model says " word" in one token: the space belongs to the word, not to the prompt.
         self.template = Template.parse(template.rstrip(" "), ANSWERS)
@@ -56,10 +59,10 @@ class Classify(Task):
         self._strip = "" if ends_in_space else " "
         context = self.template.render(dict.fromkeys(self.template.columns, "text"))
         self.word_tokens = [
-            np.array(tokenizer.encode_after(context, self._strip + word), np.int64)
+            np.array(self.answers.encode(context, self._strip + word), np.int64)
             for word in labels.words
         ]
-        _check_distinct(self.word_tokens, labels)
+        check_distinct(self.word_tokens, labels)
         shared = _shared_prefix(self.word_tokens)
         # Where one token follows what all words begin with, as in " 1" and " 2" of a tokenizer
         # that splits off spaces, reading the shared tokens as prompt gives the same scores.
@@ -83,16 +86,17 @@ class Classify(Task):
             self.template,
             self.template.values(row, place),
             self.tokenizer,
-            self.context_length - self._room,
+            self.answers.room(self.context_length, self._room),
             place,
             strip=self._strip,
+            encode=self.answers.encode_prompt,
         )
         self.truncated += prompt.cut
         if self.by_first_token:
-            tokens = np.array([*prompt.tokens, *self._shared], np.int64)
-            parts = (Part(tokens, self._first[label : label + 1]),)
+            parts = (self.answers.ask(prompt.tokens, self._shared, [self._first[label]]),)
         else:
-            parts = tuple(answered(prompt.tokens, word.tolist()) for word in self.word_tokens)
+            words = (word.tolist() for word in self.word_tokens)
+            parts = tuple(self.answers.score(prompt.tokens, word) for word in words)
         return [Example(parts, label)]
 
     def objective(self, examples: Sequence[Example]) -> Objective:
@@ -113,6 +117,7 @@ class Classify(Task):
             "template": self._source,
             "labels": list(self.labels.labels),
             "words": list(self.labels.words),
+            **self.answers.settings(),
         }
 
 
@@ -120,16 +125,3 @@ def _shared_prefix(words: Sequence[np.ndarray]) -> list[int]:
     """Returns the tokens that all words begin with, short of any word's last token."""
     columns = zip(*(word[:-1].tolist() for word in words), strict=False)
     return [column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]
-
-
-def _check_distinct(word_tokens: Sequence[np.ndarray], labels: Labels) -> None:
-    seen: dict[bytes, str] = {}
-    for tokens, word in zip(word_tokens, labels.words, strict=True):
-        if not len(tokens):
-            raise InputError(f"label word {quoted(word)} has no tokens; choose another word")
-        other = seen.setdefault(tokens.tobytes(), word)
-        if other != word:
-            raise InputError(
-                f"label words {quoted(other)} and {quoted(word)} have the same tokens; "
-                "choose words that the model can tell apart"
-            )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgezo.data.rows import text_value
-from edgezo.tasks.base import Example, Task, answered
+from edgezo.tasks.answers import Answers
+from edgezo.tasks.base import Example, Task
 from edgezo.tasks.template import Template, fit
 from edgezo_runtime.batch import Objective, TokenLoss
 from edgezo_runtime.errors import InputError
@@ -26,6 +27,7 @@ class Generate(Task):
         tokenizer: the model's.
         context_length: the longest sequence that the model takes, in tokens.
         template: the prompt.
+        decoder_start: the token that begins an answer in a decoder; see `Answers`.
 
     Raises:
         InputError: the template is wrong.
@@ -34,9 +36,14 @@ class Generate(Task):
     name = "generate"
 
     def __init__(
-        self, tokenizer: Tokenizer, context_length: int, template: str = DEFAULT_TEMPLATE
+        self,
+        tokenizer: Tokenizer,
+        context_length: int,
+        template: str = DEFAULT_TEMPLATE,
+        decoder_start: int | None = None,
     ) -> None:
         super().__init__(tokenizer, context_length)
+        self.answers = Answers(tokenizer, decoder_start)
         self.template = Template.parse(template, ANSWERS)
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
@@ -47,22 +54,29 @@ class Generate(Task):
         completion = text_value(row, "completion", place)
         values = self.template.values(row, place)
         # Tokenised after the uncut prompt, as it stands in the data.
-        answer = self.tokenizer.encode_after(self.template.render(values), completion)
+        answer = self.answers.encode(self.template.render(values), completion)
         if self.tokenizer.eos_id is not None:
             answer.append(self.tokenizer.eos_id)
         if not answer:
             raise InputError(
                 f'{place}: column "completion" has no tokens; give it text that the model knows'
             )
-        limit = self.context_length - (len(answer) - 1)
-        if limit < 1:
+        if len(answer) > self.context_length:
             raise InputError(
                 f'{place}: column "completion" has {len(answer)} tokens, the model\'s context '
                 f"{self.context_length}, and completions are never cut; shorten it"
             )
-        prompt = fit(self.template, values, self.tokenizer, limit, place, keep="end")
+        prompt = fit(
+            self.template,
+            values,
+            self.tokenizer,
+            self.answers.room(self.context_length, len(answer) - 1),
+            place,
+            keep="end",
+            encode=self.answers.encode_prompt,
+        )
         self.truncated += prompt.cut
-        return [Example((answered(prompt.tokens, answer),))]
+        return [Example((self.answers.score(prompt.tokens, answer),))]
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns the mean loss over the completions' tokens."""
@@ -74,4 +88,5 @@ class Generate(Task):
             "name": self.name,
             "context_length": self.context_length,
             "template": self.template.source,
+            **self.answers.settings(),
         }

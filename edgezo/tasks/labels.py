@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgezo.data.rows import Rows, label_value, listed, quoted, text_value
 from edgezo_runtime.errors import InputError
 
@@ -90,6 +92,20 @@ def labels_for(rows: Rows, given: GivenWords | None, default: Labels | None = No
     if not texts and default is not None and set(labels) <= set(default.labels):
         return default
     return Labels(tuple(labels), tuple(texts.get(label, label) for label in labels))
+
+
+def check_distinct(word_tokens: Sequence[np.ndarray], labels: Labels) -> None:
+    """Raises InputError if a word of `labels` has no tokens, or two have the same."""
+    seen: dict[bytes, str] = {}
+    for tokens, word in zip(word_tokens, labels.words, strict=True):
+        if not len(tokens):
+            raise InputError(f"label word {quoted(word)} has no tokens; choose another word")
+        other = seen.setdefault(tokens.tobytes(), word)
+        if other != word:
+            raise InputError(
+                f"label words {quoted(other)} and {quoted(word)} have the same tokens; "
+                "choose words that the model can tell apart"
+            )
 
 
 def _sorted(labels: set[str]) -> list[str]:

@@ -6,23 +6,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgezo.data.rows import Rows, listed, quoted
-from edgezo.tasks import classify, generate, text
+from edgezo.tasks import classify, generate, head, masked, text
 from edgezo.tasks.base import Task
 from edgezo.tasks.classify import Classify
 from edgezo.tasks.generate import Generate
+from edgezo.tasks.head import Head, head_labels
 from edgezo.tasks.labels import GivenWords, Labels, labels_for
+from edgezo.tasks.masked import Masked
 from edgezo.tasks.template import Template
 from edgezo.tasks.text import Text
+from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
-TASKS = (Classify.name, Generate.name, Text.name)
+TASKS = (Classify.name, Masked.name, Head.name, Generate.name, Text.name)
+#: What each kind of model can do; the first is what it does with labels.
+_SUITABLE = {
+    "causal": (Classify.name, Generate.name, Text.name),
+    "masked": (Masked.name,),
+    "head": (Head.name,),
+    "seq2seq": (Classify.name, Generate.name),
+}
+_MODELS = {
+    "causal": "a causal language model",
+    "masked": "a masked language model",
+    "head": "a sequence classifier",
+    "seq2seq": "an encoder and decoder",
+}
 _DEFAULT_TEMPLATES = {
     Classify.name: classify.DEFAULT_TEMPLATE,
+    Masked.name: masked.DEFAULT_TEMPLATE,
+    Head.name: head.DEFAULT_TEMPLATE,
     Generate.name: generate.DEFAULT_TEMPLATE,
     Text.name: text.DEFAULT_TEMPLATE,
 }
-_ANSWER = {Classify.name: "label", Generate.name: "completion"}
+_WITH_WORDS = (Classify.name, Masked.name)
+_ANSWER = {
+    Classify.name: "label",
+    Masked.name: "label",
+    Head.name: "label",
+    Generate.name: "completion",
+}
 
 
 def make_task(
@@ -33,6 +57,7 @@ def make_task(
     template: str | None = None,
     label_words: GivenWords | None = None,
     defaults: Mapping[str, Any] | None = None,
+    form: Mapping[str, Any] = CAUSAL,
 ) -> Task:
     """Returns the task for `rows`, the training rows, which fix the labels.
 
@@ -47,19 +72,29 @@ def make_task(
             or ``"0=a,1=b"`` or a mapping. Default: each row's ``label_text``, else the label.
         defaults: the bundle's own task, as `Task.settings` has it; what it says about the template
             and the words holds for a task of its name where nothing was given.
+        form: what kind of model it is; see `Manifest.form`.
 
     Raises:
-        InputError: there is no such task, the rows lack a column that it needs, or the template
-            or label words are wrong.
+        InputError: there is no such task, the model cannot do it, the rows lack a column that it
+            needs, or the template or label words are wrong.
     """
     defaults = {} if defaults is None else defaults
+    suitable = _SUITABLE[form["kind"]]
     if name is None:
         name = _suits(defaults, rows) or rows.kind
-    _check_name(name, "task")
+        if name not in suitable and rows.kind == Classify.name:
+            name = suitable[0]
+    name = _known(name, "task", suitable)
+    if name not in suitable:
+        raise InputError(
+            f"task {name} is not for {_MODELS[form['kind']]}, which this model is; "
+            f"use {' or '.join(suitable)}"
+        )
     if defaults.get("name") != name:
         defaults = {}
-    if label_words is not None and name != Classify.name:
-        raise InputError(f"label words were given, but task {name} has no labels; leave them out")
+    if label_words is not None and name not in _WITH_WORDS:
+        why = "takes the head's own labels" if name == Head.name else "has no labels"
+        raise InputError(f"label words were given, but task {name} {why}; leave them out")
     answer = _ANSWER.get(name)
     if answer is not None and answer not in rows.columns:
         raise InputError(
@@ -68,18 +103,25 @@ def make_task(
         )
     if template is None:
         template = _template(name, defaults, rows)
-        lacking = set(Template.parse(template).columns) - set(rows.columns)
+        lacking = _columns(name, template) - set(rows.columns)
         if lacking:
             raise InputError(
                 f"{rows.place(0)} has no column {listed(sorted(lacking))}; give a template over "
                 f"its columns, which are {listed(rows.columns)}"
             )
     task: Task
-    if name == Classify.name:
+    start = form.get("decoder_start")
+    if name in _WITH_WORDS:
         labels = labels_for(rows, label_words, _default_labels(defaults))
-        task = Classify(tokenizer, context_length, labels, template)
+        if name == Masked.name:
+            task = Masked(tokenizer, context_length, labels, template)
+        else:
+            task = Classify(tokenizer, context_length, labels, template, start)
+    elif name == Head.name:
+        labels = head_labels(rows, form["labels"])
+        task = Head(tokenizer, context_length, labels, template, form["position"])
     elif name == Generate.name:
-        task = Generate(tokenizer, context_length, template)
+        task = Generate(tokenizer, context_length, template, start)
     else:
         task = Text(tokenizer, context_length, template)
     task.template.check(rows.columns, rows.place(0))
@@ -92,24 +134,31 @@ def task_from_settings(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Tas
     Raises:
         InputError: the settings are damaged.
     """
-    _check_name(settings.get("name"), "task in the settings")
+    name = _known(settings.get("name"), "task in the settings", TASKS)
     try:
         context_length, template = int(settings["context_length"]), str(settings["template"])
-        if settings["name"] == Classify.name:
-            labels = Labels(tuple(settings["labels"]), tuple(settings["words"]))
-            return Classify(tokenizer, context_length, labels, template)
+        start = settings.get("decoder_start")
+        start = None if start is None else int(start)
+        if name in (Generate.name, Text.name):
+            if name == Text.name:
+                return Text(tokenizer, context_length, template)
+            return Generate(tokenizer, context_length, template, start)
+        labels = Labels(tuple(settings["labels"]), tuple(settings["words"]))
+        if name == Masked.name:
+            return Masked(tokenizer, context_length, labels, template)
+        if name == Head.name:
+            return Head(tokenizer, context_length, labels, template, int(settings["position"]))
+        return Classify(tokenizer, context_length, labels, template, start)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the settings of task {settings['name']} are damaged: {error!r}; "
-            "use those that edgezo wrote"
+            f"the settings of task {name} are damaged: {error!r}; use those that edgezo wrote"
         ) from error
-    cls = Generate if settings["name"] == Generate.name else Text
-    return cls(tokenizer, context_length, template)
 
 
-def _check_name(name: object, what: str) -> None:
-    if name not in TASKS:
-        raise InputError(f"{what} is {quoted(name)}; use one of {', '.join(TASKS)}")
+def _known(name: object, what: str, suitable: Sequence[str]) -> str:
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(f"{what} is {quoted(name)}; use one of {', '.join(suitable)}")
+    return name
 
 
 def _suits(defaults: Mapping[str, Any], rows: Rows) -> str | None:
@@ -117,7 +166,7 @@ def _suits(defaults: Mapping[str, Any], rows: Rows) -> str | None:
     name = defaults.get("name")
     if name not in TASKS:
         return None
-    needed = set(Template.parse(_template(name, defaults, rows)).columns)
+    needed = _columns(name, _template(name, defaults, rows))
     needed |= {_ANSWER[name]} if name in _ANSWER else set()
     return name if needed <= set(rows.columns) else None
 
@@ -125,9 +174,16 @@ def _suits(defaults: Mapping[str, Any], rows: Rows) -> str | None:
 def _template(name: str, defaults: Mapping[str, Any], rows: Rows) -> str:
     """Returns the default template, the bundle's own first if `rows` have its columns."""
     own = defaults.get("template")
-    if isinstance(own, str) and set(Template.parse(own).columns) <= set(rows.columns):
+    if isinstance(own, str) and _columns(name, own) <= set(rows.columns):
         return own
     return _DEFAULT_TEMPLATES[name]
+
+
+def _columns(name: str, template: str) -> set[str]:
+    """Returns the columns that task `name` shows with `template`."""
+    if name == Masked.name:
+        return masked.columns_of(template)
+    return set(Template.parse(template).columns)
 
 
 def _default_labels(defaults: Mapping[str, Any]) -> Labels | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,18 @@ class Template:
         """The columns it names, once each."""
         return tuple(dict.fromkeys(column for _, column in self.pieces if column is not None))
 
+    def filled(self, column: str, text: str) -> Template:
+        """Returns the template with `text` among its own words in the place of `column`."""
+        pieces: list[tuple[str, str | None]] = []
+        pending = ""
+        for words, name in self.pieces:
+            if name == column:
+                pending += words + text
+            else:
+                pieces.append((pending + words, name))
+                pending = ""
+        return Template(self.source, (*pieces, (pending, None)))
+
     def check(self, columns: Sequence[str], place: str) -> None:
         """Raises InputError if it names a column that is not in `columns`."""
         for column in self.columns:
@@ -122,6 +134,7 @@ def fit(
     place: str,
     keep: Literal["start", "end"] = "start",
     strip: str = "",
+    encode: Callable[[str], list[int]] | None = None,
 ) -> Prompt:
     """Renders a prompt of at most `limit` tokens; only its longest columns are cut, to one length.
 
@@ -133,18 +146,21 @@ def fit(
         place: how errors name the row.
         keep: which end of a cut column stays.
         strip: characters to remove from the prompt's end.
+        encode: makes the prompt's tokens; the tokenizer's own `encode` if None.
 
     Raises:
         InputError: the prompt has no tokens, or the template's own words leave no room for one of
             the columns'.
     """
 
+    encode = encode or tokenizer.encode
+
     def prompt(level: int | None) -> Prompt:
         kept = values
         if level is not None:
             kept = {name: tokenizer.cut(text, level, keep) for name, text in values.items()}
         text = template.render(kept).rstrip(strip)
-        return Prompt(text, tokenizer.encode(text), level is not None)
+        return Prompt(text, encode(text), level is not None)
 
     whole = prompt(None)
     if not whole.tokens:

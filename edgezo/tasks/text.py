@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgezo.tasks.base import Example, Task, answered
+from edgezo.tasks.answers import Answers
+from edgezo.tasks.base import Example, Task
 from edgezo.tasks.template import Template
 from edgezo_runtime.batch import Objective, TokenLoss
 from edgezo_runtime.text import Tokenizer
@@ -43,7 +44,8 @@ class Text(Task):
         step = self.context_length
         windows = [tokens[start : start + step + 1] for start in range(0, len(tokens) - 1, step)]
         self.skipped += not windows
-        return [Example((answered(window[:1], window[1:]),)) for window in windows]
+        answers = Answers(self.tokenizer)
+        return [Example((answers.score(window[:1], window[1:]),)) for window in windows]
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns the mean loss over the tokens."""

@@ -15,6 +15,7 @@ import numpy as np
 from edgezo_export.signature import read_signature
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import (
+    CAUSAL,
     GRAPH,
     SIDE_FILES,
     WEIGHTS,
@@ -58,6 +59,7 @@ def complete_bundle(
     context_length: int | None,
     task: Mapping[str, Any] | None = None,
     made_with: tuple[str, ...] = (),
+    form: Mapping[str, Any] = CAUSAL,
 ) -> Manifest:
     """Adds the weights and then the manifest to a folder that holds the graph and side files.
 
@@ -68,6 +70,7 @@ def complete_bundle(
         context_length: the longest sequence that the model takes, in tokens; None for arrays.
         task: the bundle's default task.
         made_with: packages whose versions decide the bundle's bytes.
+        form: what kind of model it is; see `Manifest.form`.
     """
     signature = read_signature(folder / GRAPH)
     parameters = {parameter.name: parameter for parameter in signature.parameters}
@@ -86,6 +89,7 @@ def complete_bundle(
         dict(task or {}),
         files,
         {package: _version(package) for package in ("edgezo", *made_with)},
+        form,
     )
     write_manifest(folder, manifest)
     return manifest

@@ -52,8 +52,9 @@ class CheckpointFiles:
         keys = (key, *aliases)
         # A checkpoint of the base model alone lacks the first part of each name.
         for name in (*keys, *(name.partition(".")[2] for name in keys)):
-            if name in self._entries:
-                return self._entries[name]
+            for spelling in (name, _as_first_written(name)):
+                if spelling in self._entries:
+                    return self._entries[spelling]
         raise InputError(f"{self.folder} has no tensor {key!r}")
 
     def tensor(self, parameter: Parameter) -> np.ndarray:
@@ -79,3 +80,9 @@ class CheckpointFiles:
             f"tensor {entry.name!r} of {path} is {entry.dtype.name}; edgezo exports float32, "
             "float16 and bfloat16 checkpoints"
         )
+
+
+def _as_first_written(name: str) -> str:
+    """Returns the name that BERT's first checkpoints gave to the layer norm weight `name`."""
+    name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+    return name.replace("LayerNorm.bias", "LayerNorm.beta")

@@ -10,25 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from edgezo_export.architectures import ARCHITECTURES, CAUSAL, Architecture, architecture_of
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles
 from edgezo_export.lift import ParameterNames
 from edgezo_export.shipped_graphs import CONFIG, find_graph, read_config
-from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
+from edgezo_export.text_graph import ATTENTION, save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_runtime.bundle import GRAPH, SIDE_FILES
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
 _EXPORTERS = ("torch", "transformers", "onnxscript", "onnx-ir")
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = None) -> Path:
-    """Writes the causal language model in `source` as a bundle and returns its folder `out`.
+    """Writes the model in `source` as a bundle and returns its folder `out`.
+
+    The first name in its config's `architectures` says what kind of model it is.
 
     The bundle appears at `out` only after its graph agrees with transformers to 1e-4 and each of
     its weights is seen to move the outputs. float16 and bfloat16 weights are widened to float32.
@@ -43,16 +44,17 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
             weight that changes nothing; or `out` exists.
         EdgezoError: the exported graph does not compute what transformers computes.
     """
-    raw = _checked_config(source)
+    raw, kind = _checked_config(source)
     files = CheckpointFiles(source)
-    model = _load(source)
+    model = _load(source, kind)
+    form = kind.form(model)
     names = ParameterNames.of(model)
     for key in names.kinds:
         files.require(key, names.aliases.get(key, ()))
     with new_folder(out) as folder:
-        shipped = find_graph(model.config.to_dict())
+        shipped = find_graph(model.config.to_dict()) if kind is CAUSAL else None
         if shipped is None:
-            save_graph(export_text_graph(model), folder / GRAPH)
+            save_graph(kind.export(model), folder / GRAPH)
         else:
             shutil.copyfile(shipped, folder / GRAPH)
         raw["torch_dtype"] = "float32"
@@ -62,15 +64,16 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
         complete_bundle(
             folder,
             files.tensor,
-            context_length=_context_length(model, source),
+            context_length=_context_length(model, source, kind),
             task=task,
             made_with=() if shipped else _EXPORTERS,
+            form=form,
         )
         verify_bundle(folder, model)
     return out
 
 
-def _checked_config(source: Path) -> dict[str, Any]:
+def _checked_config(source: Path) -> tuple[dict[str, Any], Architecture]:
     config = read_config(source)
     if "auto_map" in config:
         raise InputError(
@@ -82,17 +85,18 @@ def _checked_config(source: Path) -> dict[str, Any]:
             f"{source} is quantised; export the float32, float16 or bfloat16 checkpoint of it"
         )
     architectures = config.get("architectures") or ["none"]
-    if not str(architectures[0]).endswith(_CAUSAL):
+    kind = architecture_of(str(architectures[0]))
+    if kind is None:
+        known = ", ".join(f"{k.what} (...{k.endings[0]})" for k in ARCHITECTURES)
         raise InputError(
-            f"{source / CONFIG} names architecture {architectures[0]!r}; edgezo exports causal "
-            "language models, whose architecture ends in ForCausalLM"
+            f"{source / CONFIG} names architecture {architectures[0]!r}; edgezo exports {known}"
         )
-    return config
+    return config, kind
 
 
-def _load(source: Path) -> PreTrainedModel:
+def _load(source: Path, kind: Architecture) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return kind.auto.from_pretrained(
             source,
             local_files_only=True,
             trust_remote_code=False,
@@ -105,11 +109,10 @@ def _load(source: Path) -> PreTrainedModel:
         raise InputError(f"transformers cannot load {source}: {reason}") from error
 
 
-def _context_length(model: PreTrainedModel, source: Path) -> int:
-    for name in _LENGTHS:
-        length = getattr(model.config, name, None)
-        if isinstance(length, int):
-            return length
+def _context_length(model: PreTrainedModel, source: Path, kind: Architecture) -> int:
+    length = kind.context_length(model)
+    if length is not None:
+        return length
     raise InputError(f"{source / CONFIG} does not say how many tokens the model takes")
 
 

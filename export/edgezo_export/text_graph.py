@@ -6,8 +6,10 @@ Only the hidden states at the answers' positions meet the vocabulary projection,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,22 +52,33 @@ class TextGraph(nn.Module):
         candidates: Tensor,  # (choices,) int64
     ) -> tuple[Tensor, Tensor]:  # (answers,) and (answers, choices), both float32
         """Returns the log-probability of each target and the logits of the candidates."""
-
-        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden = args[0]
-            return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions), *args[1:])
-
         # A hook, and not a call of the base model, so that whatever the architecture does to
         # its logits afterwards (scaling, soft-capping) stays in the graph.
-        head = cast(nn.Module, self.model.get_output_embeddings())
-        handle = head.register_forward_pre_hook(gather)
-        try:
+        with gathered(cast(nn.Module, self.model.get_output_embeddings()), positions):
             logits = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
-        finally:
-            handle.remove()
-        logits = logits.float()
-        chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-        return chosen - _logsumexp(logits), logits.index_select(1, candidates)
+        return answers(logits, targets, candidates)
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Lets `module` see, of (batch, length, features), the rows at `positions` (answers,) alone."""
+
+    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions), *args[1:])
+
+    handle = module.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def answers(logits: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a graph's outputs for the logits of each answer, (answers, vocabulary)."""
+    logits = logits.float()
+    chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    return chosen - _logsumexp(logits), logits.index_select(1, candidates)
 
 
 def _logsumexp(logits: Tensor) -> Tensor:  # (answers, vocabulary) -> (answers,)
@@ -93,30 +106,45 @@ def export_text_graph(model: PreTrainedModel) -> ir.Model:
     Raises:
         InputError: the model cannot be exported; the message quotes the exporter's reason.
     """
-    wrapper = TextGraph(model).eval()
-    batch, length, answers, choices = (
-        torch.export.Dim(name) for name in ("batch", "length", "answers", "choices")
-    )
+    return export_graph(TextGraph(model))
+
+
+def export_graph(wrapper: nn.Module, vocabulary: int = 8, decoder: bool = False) -> ir.Model:
+    """Returns the weight-free graph of a `wrapper` of the model under its attribute `model`.
+
+    Args:
+        wrapper: its `forward` takes `INPUTS`.
+        vocabulary: number of tokens, or of labels, that targets and candidates choose from.
+        decoder: whether it takes `decoder_input_ids` too.
+
+    Raises:
+        InputError: the model cannot be exported; the message quotes the exporter's reason.
+    """
+    model = cast(PreTrainedModel, wrapper.model)
+    dims = {n: torch.export.Dim(n) for n in ("batch", "length", "answers", "choices", "decoded")}
     # Sizes differ from each other and from 0 and 1, or torch would take them for constants.
     example = {
         "input_ids": torch.full((2, 7), 5),
         "attention_mask": torch.ones((2, 7), dtype=torch.int64),
-        "positions": torch.tensor([2, 6, 12]),
-        "targets": torch.tensor([5, 6, 7]),
-        "candidates": torch.tensor([3, 4, 5, 6, 7]),
+        "positions": torch.tensor([2, 6, 7]),
+        "targets": torch.tensor([5, 6, 7]) % vocabulary,
+        "candidates": torch.tensor([3, 4, 5, 6, 7]) % vocabulary,
     }
     shapes: dict[str, Any] = {
-        "input_ids": {0: batch, 1: length},
-        "attention_mask": {0: batch, 1: length},
-        "positions": {0: answers},
-        "targets": {0: answers},
-        "candidates": {0: choices},
+        "input_ids": {0: dims["batch"], 1: dims["length"]},
+        "attention_mask": {0: dims["batch"], 1: dims["length"]},
+        "positions": {0: dims["answers"]},
+        "targets": {0: dims["answers"]},
+        "candidates": {0: dims["choices"]},
     }
+    if decoder:
+        example["decoder_input_ids"] = torch.full((2, 4), 6)
+        shapes["decoder_input_ids"] = {0: dims["batch"], 1: dims["decoded"]}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                wrapper,
+                wrapper.eval(),
                 (),
                 kwargs=example,
                 dynamo=True,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from transformers import PreTrainedModel
 
+from edgezo_export.architectures import CAUSAL as CAUSAL_MODELS
+from edgezo_export.architectures import architecture_of
 from edgezo_runtime import dtypes, safetensors_file
-from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.bundle import CAUSAL, Bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 
 #: Allowed difference, absolute and relative to the largest value: float32 rounds logits of size 30,
@@ -35,6 +38,7 @@ class GraphRunner:
     def __init__(self, bundle: Bundle) -> None:
         """Loads the weights; raises InputError if they do not fit the manifest."""
         self.parameters = bundle.manifest.parameters
+        self.form = bundle.manifest.form
         self.weights = {
             p.name: np.empty(p.shape, dtypes.named(p.dtype).storage) for p in self.parameters
         }
@@ -59,31 +63,54 @@ class GraphRunner:
         return self._binding.copy_outputs_to_cpu()
 
 
-def sample_batch(vocabulary: int, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns random data inputs whose rows but the first are padded on the right."""
+def sample_batch(
+    vocabulary: int,
+    batch: int,
+    length: int,
+    seed: int = 0,
+    form: Mapping[str, Any] = CAUSAL,
+    pad: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns random data inputs whose rows but the first are padded on the right.
+
+    Args:
+        vocabulary: number of tokens.
+        batch: number of rows.
+        length: tokens of the first row.
+        seed: names the draws.
+        form: the model's; see `Manifest.form`.
+        pad: no token is this one.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
     lengths = np.maximum(length - np.arange(batch) * 3, 2)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
     rows = np.repeat(np.arange(batch), 2)
     times = np.stack([lengths - 1, lengths // 2], axis=1).reshape(-1)
     draw = generator.integers
-    return {
-        "input_ids": draw(0, vocabulary, (batch, length)) * mask,
+    answers = vocabulary
+    input_ids = draw(0, vocabulary, (batch, length)) * mask
+    inputs = {"input_ids": np.where(input_ids == pad, (input_ids + 1) % vocabulary, input_ids)}
+    if form["kind"] == "head":
+        answers = len(form["labels"])
+        times = np.repeat(lengths - 1 if form["position"] else 0 * lengths, 2)
+    if form["kind"] == "seq2seq":
+        # The decoder reads about half as many tokens as the encoder.
+        length, times = length // 2 + 1, times // 2
+        inputs["decoder_input_ids"] = draw(0, vocabulary, (batch, length))
+    return inputs | {
         "attention_mask": mask,
         "positions": rows * length + times,
-        "targets": draw(0, vocabulary, len(rows)),
-        "candidates": draw(0, vocabulary, 1 + batch),
+        "targets": draw(0, answers, len(rows)),
+        "candidates": draw(0, answers, 1 + batch),
     }
 
 
 def reference(model: PreTrainedModel, batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Returns what the graph's outputs should be, computed with transformers."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    architecture = architecture_of(type(model).__name__) or CAUSAL_MODELS
     with torch.no_grad():
-        logits = model(
-            tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
-        ).logits.float()
-    logits = logits.reshape(-1, logits.shape[-1])[tensors["positions"]]
+        logits = architecture.logits(model, tensors).float()
     logprobs = logits.log_softmax(dim=1).gather(1, tensors["targets"][:, None])[:, 0]
     return [logprobs.numpy(), logits[:, tensors["candidates"]].numpy()]
 
@@ -97,7 +124,10 @@ def check_parity(runner: GraphRunner, model: PreTrainedModel) -> Parity:
     worst = [0.0, 0.0]
     allowed = TOLERANCE
     for batch, length in _SHAPES:
-        inputs = sample_batch(model.config.vocab_size, batch, length)
+        config = model.config
+        inputs = sample_batch(
+            config.vocab_size, batch, length, form=runner.form, pad=config.pad_token_id
+        )
         pairs = zip(runner(inputs), reference(model, inputs), strict=True)
         for i, (ours, theirs) in enumerate(pairs):
             # `maximum` keeps a NaN, which `max` may lose.
@@ -120,7 +150,7 @@ def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
     Raises:
         InputError: a parameter that moves nothing; the message names it.
     """
-    inputs = sample_batch(vocabulary, 2, 6)
+    inputs = sample_batch(vocabulary, 2, 6, form=runner.form)
     before = runner(inputs)
     for parameter in runner.parameters:
         array = runner.weights[parameter.name]

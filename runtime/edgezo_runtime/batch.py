@@ -187,6 +187,8 @@ class Batch(BaseBatch):
         targets: the token that should follow each position, (answers,) int64.
         candidates: tokens whose logits are asked for at each position, (choices,) int64.
         objective: what the outputs are judged by.
+        decoder_input_ids: what the decoder of a model with an encoder reads,
+            (rows, decoder length) int64, padded on the right; `positions` then count in it.
     """
 
     input_ids: np.ndarray
@@ -195,16 +197,20 @@ class Batch(BaseBatch):
     targets: np.ndarray
     candidates: np.ndarray
     objective: Objective
+    decoder_input_ids: np.ndarray | None = None
 
     def feeds(self) -> dict[str, np.ndarray]:
         """Returns the graph's data inputs by name."""
-        return {
+        feeds = {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
             "positions": self.positions,
             "targets": self.targets,
             "candidates": self.candidates,
         }
+        if self.decoder_input_ids is not None:
+            feeds["decoder_input_ids"] = self.decoder_input_ids
+        return feeds
 
 
 def _choice_tally(scores: np.ndarray, labels: np.ndarray) -> Tally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "model.safetensors"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+KINDS = ("causal", "masked", "head", "seq2seq")
+#: The form of a model that continues its text: of any bundle that says nothing else.
+CAUSAL: Mapping[str, Any] = {"kind": "causal"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Manifest:
         task: the bundle's default task and its settings, e.g. ``{"name": "classify", ...}``.
         files: SHA-256 of each other file of the bundle.
         versions: versions of the programs that made it.
+        form: what kind of model it is, and what tasks must know of it: its ``"kind"``, one of
+            `KINDS`; of a head its ``"labels"`` and the token that it reads, ``"position"`` 0 or -1;
+            of an encoder and decoder the token that begins every answer, ``"decoder_start"``.
         schema: version of this schema.
     """
 
@@ -79,6 +85,7 @@ class Manifest:
     task: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=lambda: CAUSAL)
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -112,6 +119,7 @@ class Manifest:
                 dict(raw["task"]),
                 dict(raw["files"]),
                 dict(raw["versions"]),
+                dict(raw.get("form", CAUSAL)),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is not an edgezo manifest: {error!r}") from error
@@ -137,6 +145,11 @@ class Manifest:
         length = self.context_length
         if length is not None and (type(length) is not int or length < 1):
             raise InputError(f"{path} has context length {length!r}, not a number > 0")
+        if not _is_form(self.form):
+            raise InputError(
+                f"{path} has the form {dict(self.form)!r}, which this edgezo does not know: export "
+                "the bundle again or install the edgezo that made it"
+            )
         for name, digest in self.files.items():
             # The plain name of a file in the folder: nothing outside it is ever opened.
             if not isinstance(name, str) or not isinstance(digest, str):
@@ -145,6 +158,19 @@ class Manifest:
                 raise InputError(
                     f"{path} names the file {name!r}: a bundle's files lie in its own folder"
                 )
+
+
+def _is_form(form: Mapping[str, Any]) -> bool:
+    labels = form.get("labels", ["", ""])
+    return (
+        form.get("kind") in KINDS
+        and form.get("position", 0) in (0, -1)
+        and isinstance(labels, Sequence)
+        and len(labels) > 1
+        and all(isinstance(label, str) for label in labels)
+        and ("labels" in form and "position" in form) == (form["kind"] == "head")
+        and (type(form.get("decoder_start")) is int) == (form["kind"] == "seq2seq")
+    )
 
 
 @dataclass(frozen=True)

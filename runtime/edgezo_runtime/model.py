@@ -103,6 +103,7 @@ class Model:
     Attributes:
         bundle: what it was loaded from.
         weights: its weights.
+        form: what kind of model it is; see `Manifest.form`.
         threads: threads of its session and its sweeps.
     """
 
@@ -113,6 +114,7 @@ class Model:
         folder = self.bundle.folder
         text = self.bundle.manifest.context_length is not None or (folder / TOKENIZER).exists()
         self._tokenizer = Tokenizer.from_folder(folder) if text else None
+        self.form = self.bundle.manifest.form
         self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
 
     @property

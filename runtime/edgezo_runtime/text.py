@@ -28,6 +28,9 @@ class Tokenizer:
         bos_id: id of the token that begins a text, or None.
         eos_id: id of the token that ends a text, or None.
         pad_id: id to fill up rows with; always a valid id (eos, then 0, where none is named).
+        unk_id: id of what is not in the vocabulary, or None.
+        mask_id: id of the token that a masked language model fills in, or None.
+        mask_token: its text, or None.
         stop_ids: every id that ends a generated text: `eos_id` and those of config.json.
         adds_bos: whether `encode` puts `bos_id` first.
         chat_template: source of the chat template, or None.
@@ -51,7 +54,11 @@ class Tokenizer:
         ids = {key: self._special_id(key, config) for key in _SPECIAL}
         self.bos_id = ids["bos"]
         self.eos_id = ids["eos"]
-        self.pad_id = next((i for i in (ids["pad"], self.eos_id) if i is not None), 0)
+        # Checkpoints of encoders often leave these names to transformers' own classes.
+        self.unk_id = _first(ids["unk"], *map(backend.token_to_id, ("[UNK]", "<unk>")))
+        self.mask_id = _first(ids["mask"], *map(backend.token_to_id, ("[MASK]", "<mask>")))
+        self.mask_token = None if self.mask_id is None else backend.id_to_token(self.mask_id)
+        self.pad_id = _first(ids["pad"], self.eos_id) or 0
         self.stop_ids = frozenset(_ids(config.get("eos_token_id"))) | (
             frozenset() if self.eos_id is None else {self.eos_id}
         )
@@ -60,6 +67,10 @@ class Tokenizer:
             # Newer checkpoints only say it in tokenizer.json, as what surrounds an empty text.
             adds_bos = backend.encode("").ids[:1] == [self.bos_id]
         self.adds_bos = bool(adds_bos) and self.bos_id is not None
+        sample = backend.encode("a")
+        words = [i for i, added in enumerate(sample.special_tokens_mask) if not added]
+        first, last = (words[0], words[-1] + 1) if words else (len(sample.ids), len(sample.ids))
+        self._before, self._after = sample.ids[:first], sample.ids[last:]
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Tokenizer:
@@ -100,6 +111,17 @@ class Tokenizer:
         if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Returns the token ids of `text` as one whole input, with what ends it too.
+
+        That is what encoders were trained on: between ``[CLS]`` and ``[SEP]``, or before ``</s>``.
+        """
+        return [*self._before, *self._encoding(text).ids, *self._after]
+
+    def encode_bare(self, text: str) -> list[int]:
+        """Returns the token ids of `text` alone, without any token around it."""
+        return self._encoding(text).ids
 
     def encode_after(self, context: str, text: str) -> list[int]:
         """Returns the token ids of `text` as they follow those of `context`.
@@ -189,7 +211,11 @@ class Tokenizer:
         return found
 
 
-_SPECIAL = ("bos", "eos", "pad", "unk")
+_SPECIAL = ("bos", "eos", "pad", "unk", "mask")
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
 
 
 def _render(source: str, **variables: Any) -> str:
