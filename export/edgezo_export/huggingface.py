@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles
 from edgezo_export.lift import ParameterNames
+from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.shipped_graphs import CONFIG, find_graph, read_config
-from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_runtime.bundle import GRAPH, SIDE_FILES
 from edgezo_runtime.errors import InputError
@@ -45,7 +45,7 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
     """
     raw = _checked_config(source)
     files = CheckpointFiles(source)
-    model = _load(source)
+    model = shell_of_folder(source)
     names = ParameterNames.of(model)
     for key in names.kinds:
         files.require(key, names.aliases.get(key, ()))
@@ -88,21 +88,6 @@ def _checked_config(source: Path) -> dict[str, Any]:
             "language models, whose architecture ends in ForCausalLM"
         )
     return config
-
-
-def _load(source: Path) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            source,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            attn_implementation=ATTENTION,
-        ).eval()
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"transformers cannot load {source}: {reason}") from error
 
 
 def _context_length(model: PreTrainedModel, source: Path) -> int:
