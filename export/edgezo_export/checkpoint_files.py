@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgezo_export.convert_dtype import converted
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import WEIGHTS, Parameter
 from edgezo_runtime.errors import InputError
@@ -58,10 +59,11 @@ class CheckpointFiles:
         raise InputError(f"{self.folder} has no tensor {key!r}")
 
     def tensor(self, parameter: Parameter) -> np.ndarray:
-        """Returns the float32 value of `parameter`, under its name or a tied one.
+        """Returns the value of `parameter` in its dtype, under its name or a tied one.
 
         Raises:
-            InputError: no such tensor, or one of another shape or of a dtype that is not a float.
+            InputError: no such tensor, or one of another shape, of a dtype that is not a float, or
+                with a number too large for the parameter's dtype.
         """
         path, entry = self.require(parameter.name, parameter.aliases)
         if entry.shape != parameter.shape:
@@ -69,17 +71,16 @@ class CheckpointFiles:
                 f"tensor {entry.name!r} of {path} is {list(entry.shape)}, "
                 f"its config.json says {list(parameter.shape)}"
             )
+        if entry.dtype not in dtypes.TRAINABLE:
+            raise InputError(
+                f"tensor {entry.name!r} of {path} is {entry.dtype.name}; edgezo exports float32, "
+                "float16 and bfloat16 checkpoints"
+            )
         values = safetensors_file.map_tensor(path, entry)
-        if entry.dtype == dtypes.FLOAT32:
-            return values
-        if entry.dtype == dtypes.FLOAT16:
-            return values.astype(np.float32)
-        if entry.dtype == dtypes.BFLOAT16:
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        raise InputError(
-            f"tensor {entry.name!r} of {path} is {entry.dtype.name}; edgezo exports float32, "
-            "float16 and bfloat16 checkpoints"
-        )
+        try:
+            return converted(values, entry.dtype, dtypes.named(parameter.dtype))
+        except OverflowError as error:
+            raise InputError(f"tensor {entry.name!r} of {path} has {error}") from error
 
 
 def _as_first_written(name: str) -> str:

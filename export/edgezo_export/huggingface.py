@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from edgezo_export.architectures import ARCHITECTURES, CAUSAL, Architecture, architecture_of
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles
 from edgezo_export.lift import ParameterNames
+from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.shipped_graphs import CONFIG, find_graph, read_config
-from edgezo_export.text_graph import ATTENTION, save_graph
+from edgezo_export.text_graph import save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_runtime.bundle import GRAPH, SIDE_FILES
 from edgezo_runtime.errors import InputError
@@ -46,7 +46,7 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
     """
     raw, kind = _checked_config(source)
     files = CheckpointFiles(source)
-    model = _load(source, kind)
+    model = shell_of_folder(source, kind.auto)
     form = kind.form(model)
     names = ParameterNames.of(model)
     for key in names.kinds:
@@ -92,21 +92,6 @@ def _checked_config(source: Path) -> tuple[dict[str, Any], Architecture]:
             f"{source / CONFIG} names architecture {architectures[0]!r}; edgezo exports {known}"
         )
     return config, kind
-
-
-def _load(source: Path, kind: Architecture) -> PreTrainedModel:
-    try:
-        return kind.auto.from_pretrained(
-            source,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            attn_implementation=ATTENTION,
-        ).eval()
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"transformers cannot load {source}: {reason}") from error
 
 
 def _context_length(model: PreTrainedModel, source: Path, kind: Architecture) -> int:

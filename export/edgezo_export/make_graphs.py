@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_utils import no_init_weights
+from transformers import AutoConfig
 
+from edgezo_export.model_shell import shell
 from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
-from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_runtime.bundle import GRAPH
 
 
 def export_config(config: Mapping[str, Any]) -> ir.Model:
     """Returns the graph of the model that a `config.json` describes."""
-    with no_init_weights():  # only the weights' shapes matter
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config), attn_implementation=ATTENTION
-        )
-    model.tie_weights()  # no_init_weights leaves it out
-    return export_text_graph(model)
+    return export_text_graph(shell(AutoConfig.for_model(**config)))
 
 
 def make_graph(folder: Path, out: Path) -> Path:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from edgezo_export.architectures import CAUSAL as CAUSAL_MODELS
 from edgezo_export.architectures import architecture_of
-from edgezo_runtime import dtypes, safetensors_file
+from edgezo_export.model_shell import lend_weights
+from edgezo_runtime import safetensors_file
 from edgezo_runtime.bundle import CAUSAL, Bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 
@@ -33,16 +34,21 @@ class Parity:
 
 
 class GraphRunner:
-    """A bundle's graph in ONNX Runtime, its weights bound as inputs over NumPy arrays."""
+    """A bundle's graph in ONNX Runtime, its weights bound as inputs over maps of their file.
+
+    Attributes:
+        weights: each parameter in storage dtype, read-only; no copy of any is in memory.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Loads the weights; raises InputError if they do not fit the manifest."""
+        """Maps the weights; raises InputError if they do not fit the manifest."""
         self.parameters = bundle.manifest.parameters
         self.form = bundle.manifest.form
+        entries = safetensors_file.read_header(bundle.weights)
         self.weights = {
-            p.name: np.empty(p.shape, dtypes.named(p.dtype).storage) for p in self.parameters
+            p.name: safetensors_file.map_tensor(bundle.weights, entries[p.name])
+            for p in self.parameters
         }
-        safetensors_file.read_into(bundle.weights, self.weights)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
@@ -51,7 +57,11 @@ class GraphRunner:
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._binding = self._session.io_binding()
         for name, array in self.weights.items():
-            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            self.bind(name, array)
+
+    def bind(self, name: str, array: np.ndarray) -> None:
+        """Gives the parameter `name` the memory of `array`."""
+        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Returns the outputs for the data inputs `batch`."""
@@ -154,12 +164,13 @@ def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
     before = runner(inputs)
     for parameter in runner.parameters:
         array = runner.weights[parameter.name]
-        saved = array.copy()
         generator = np.random.Generator(np.random.Philox(1))
         # Not a shift by one constant, which a softmax or a layer norm may cancel.
-        array += generator.standard_normal(saved.shape, np.float32).astype(array.dtype)
+        changed = generator.standard_normal(parameter.shape, np.float32).astype(array.dtype, copy=False)
+        changed += array
+        runner.bind(parameter.name, changed)
         moved = any(not np.array_equal(a, b) for a, b in zip(before, runner(inputs), strict=True))
-        array[...] = saved
+        runner.bind(parameter.name, array)
         if not moved:
             raise InputError(
                 f"changing parameter {parameter.name!r} does not change the graph's outputs: "
@@ -168,13 +179,14 @@ def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
 
 
 def verify_bundle(folder: Path, model: PreTrainedModel) -> Parity:
-    """Checks the bundle in `folder` against `model`, from whose weights it was made.
+    """Checks the bundle in `folder` against `model`, a shell that it lends its weights.
 
     Raises:
         EdgezoError: it computes something else.
         InputError: it is damaged, or has a weight that changes nothing.
     """
     runner = GraphRunner(open_bundle(folder))
+    lend_weights(model, runner.weights)
     parity = check_parity(runner, model)
     check_mutations(runner, model.config.vocab_size)
     return parity

@@ -1,41 +1,74 @@
-"""Tiny models with random weights."""
+"""Tiny models with random weights, one for each family of causal language models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCABULARY = 96
-MODELS = ("llama_tied", "llama_untied", "opt")
+_EAGER = {"vocab_size": VOCABULARY, "attn_implementation": "eager"}
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    **_EAGER,
+}
+_OPT_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "init_std": 0.2,
+    **_EAGER,
+}
+_MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True)),
+    "llama_untied": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=False)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**_OPT_SIZES, word_embed_proj_dim=32)),
+    # As OPT-350m: narrower embeddings, and norms after the layers.
+    "opt_post_norm": lambda: OPTForCausalLM(
+        OPTConfig(**_OPT_SIZES, word_embed_proj_dim=16, do_layer_norm_before=False)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, **_EAGER)
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=True)),
+    # The second layer sees four tokens back, the first one all.
+    "qwen2_window": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**_SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
+    "mistral_window": lambda: MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=4)),
+}
+MODELS = tuple(_MAKERS)
 
 
 def tiny_model(name: str) -> PreTrainedModel:
     """Returns the model `name` with weights that depend on nothing else."""
     torch.manual_seed(0)
-    if name == "opt":
-        config = OPTConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            ffn_dim=64,
-            max_position_embeddings=64,
-            word_embed_proj_dim=32,
-            init_std=0.2,
-            attn_implementation="eager",
-        )
-        return OPTForCausalLM(config).eval()
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=name == "llama_tied",
-        initializer_range=0.2,
-        attn_implementation="eager",
-    )
-    return LlamaForCausalLM(config).eval()
+    model = _MAKERS[name]().eval()
+    # Fresh biases and norms are all equal: a mix-up of two would not show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
