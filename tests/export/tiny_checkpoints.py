@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 VOCABULARY = 96
 MODELS = ("llama_tied", "llama_untied", "opt")
@@ -25,6 +33,11 @@ def tiny_model(name: str) -> PreTrainedModel:
             attn_implementation="eager",
         )
         return OPTForCausalLM(config).eval()
+    if name == "gpt2":
+        shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        gpt2 = GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **shape)
+        gpt2._attn_implementation = "eager"
+        return GPT2LMHeadModel(gpt2).eval()
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
