@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +62,30 @@ def _config(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def merged(
-    bundle: Bundle, weights: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, dtypes.Dtype, np.ndarray]]:
-    r"""Yields the base's weights with the adapter in them, :math:`W + s\,BA`, one at a time.
+def write_merged(path: Path, bundle: Bundle, weights: Mapping[str, np.ndarray]) -> None:
+    r"""Writes the base's weights with the adapter, if there is one, in them: :math:`W + s\,BA`.
+
+    One tensor at a time is made.
 
     Args:
-        bundle: one with a LoRA adapter.
+        path: the file to write.
+        bundle: describes the weights.
         weights: every parameter by name.
+
+    Raises:
+        EdgezoError: the folder cannot be written.
     """
-    adapter = bundle.manifest.adapter
-    for parameter in bundle.manifest.stored:
-        value, dtype = weights[parameter.name], dtypes.named(parameter.dtype)
-        module = parameter.name.removesuffix(_WEIGHT)
-        if (down := weights.get(module + _A)) is not None:
-            product = weights[module + _B] @ down * np.float32(scale(adapter))  # (out, in)
-            update = product.T if adapter["fan_in_fan_out"] else product
-            value = dtypes.from_float32(dtypes.to_float32(value, dtype) + update, dtype)
-        yield parameter.name, dtype, value
+    stored = {p.name: dtypes.named(p.dtype) for p in bundle.manifest.stored}
+
+    def tensor(name: str) -> np.ndarray:
+        value, module = weights[name], name.removesuffix(_WEIGHT)
+        down = weights.get(module + _A)
+        if down is None:
+            return value
+        adapter = bundle.manifest.adapter
+        product = weights[module + _B] @ down * np.float32(scale(adapter))  # (out, in)
+        update = product.T if adapter["fan_in_fan_out"] else product
+        return dtypes.from_float32(dtypes.to_float32(value, stored[name]) + update, stored[name])
+
+    entries = [(name, dtype, weights[name].shape) for name, dtype in stored.items()]
+    safetensors_file.write_each(path, entries, tensor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
@@ -29,6 +30,7 @@ DEFAULT_TARGETS = (
     ("q", "v"),
 )
 _WEIGHT = ".weight"
+_ADDED = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True)
@@ -210,3 +212,25 @@ def _add_product(
             graph.outputs[i] = total
             total.name, result.name = result.name, f"{name}.base"
     graph.insert_after(use.node, nodes)
+
+
+def without_lora(model: ir.Model) -> None:
+    """Takes what `add_lora` put into `model` out again, in place."""
+    added = [value for value in model.graph.inputs if str(value.name).endswith(_ADDED)]
+    for up in added:
+        for transpose, _ in up.uses() if str(up.name).endswith(_ADDED[1]) else ():
+            for product, _ in list(transpose.outputs[0].uses()):
+                total = _behind(product)
+                if total.op_type == "Cast":
+                    total = _behind(total)
+                base = total.inputs[0]
+                assert base is not None
+                total.outputs[0].replace_all_uses_with(base, replace_graph_outputs=True)
+    common_passes.RemoveUnusedNodesPass()(model)
+    for value in added:
+        model.graph.inputs.remove(value)
+
+
+def _behind(node: ir.Node) -> ir.Node:
+    (user, _), *_ = node.outputs[0].uses()
+    return user
