@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.peft import scale
@@ -173,15 +174,22 @@ def _adapt(
         )
         graph.inputs.append(value)
     down, up = graph.inputs[-2:]
+    dtype = ir.DataType(dtypes.named(parameter.dtype).onnx)
     for number, use in enumerate(uses):
-        _add_product(graph, use, down, up, factor * use.scale, f"{name}.lora_{number}")
+        _add_product(graph, use, (down, up), factor * use.scale, dtype, f"{name}.lora_{number}")
     return added
 
 
 def _add_product(
-    graph: ir.Graph, use: _Use, down: ir.Value, up: ir.Value, factor: float, name: str
+    graph: ir.Graph,
+    use: _Use,
+    matrices: tuple[ir.Value, ir.Value],
+    factor: float,
+    dtype: ir.DataType,
+    name: str,
 ) -> None:
-    """Adds ``factor * (x down^T) up^T`` to what the node of `use` gives."""
+    """Adds ``factor * (x A^T) B^T``, computed in float32, to what the node of `use` gives."""
+    down, up = matrices
     rows, result = use.node.inputs[0], use.node.outputs[0]
     assert rows is not None
     nodes: list[ir.Node] = []
@@ -195,13 +203,12 @@ def _add_product(
     constant = ir.tensor(np.float32(factor), name=f"{name}.scale")
     scalar = ir.val(f"{name}.scale", const_value=constant)
     graph.register_initializer(scalar)
-    half = result.type is not None and result.type.dtype != ir.DataType.FLOAT
+    half = dtype != ir.DataType.FLOAT
     x = add("Cast", rows, to=ir.DataType.FLOAT.value) if half else rows
     x = add("MatMul", x, add("Transpose", down, perm=[1, 0]))
     x = add("MatMul", add("Mul", x, scalar), add("Transpose", up, perm=[1, 0]))
     if half:
-        assert result.type is not None
-        x = add("Cast", x, to=result.type.dtype.value)
+        x = add("Cast", x, to=dtype.value)
     total = add("Add", result, x)
     total.shape, total.type = result.shape, result.type
     users = [(user, i) for user, i in result.uses() if user is not nodes[-1]]
@@ -223,9 +230,11 @@ def without_lora(model: ir.Model) -> None:
                 total = _behind(product)
                 if total.op_type == "Cast":
                     total = _behind(total)
-                base = total.inputs[0]
+                base, sum_ = total.inputs[0], total.outputs[0]
                 assert base is not None
-                total.outputs[0].replace_all_uses_with(base, replace_graph_outputs=True)
+                if sum_.is_graph_output():
+                    base.name, sum_.name = sum_.name, base.name
+                sum_.replace_all_uses_with(base, replace_graph_outputs=True)
     common_passes.RemoveUnusedNodesPass()(model)
     for value in added:
         model.graph.inputs.remove(value)
