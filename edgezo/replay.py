@@ -7,13 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgezo.adapted import AddAdapter, open_adapted
 from edgezo_runtime import journal as journals
-from edgezo_runtime import safetensors_file
-from edgezo_runtime.bundle import WEIGHTS, open_bundle, write_manifest
+from edgezo_runtime import peft, safetensors_file
+from edgezo_runtime.bundle import WEIGHTS, write_manifest
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
 from edgezo_runtime.model import Weights, default_threads
-from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header
+from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,16 @@ class Replayed:
 
 
 def replay(
-    run: Path, base: Path, out: Path, at_step: int | None = None, threads: int | None = None
+    run: Path,
+    base: Path,
+    out: Path,
+    at_step: int | None = None,
+    threads: int | None = None,
+    add: AddAdapter | None = None,
 ) -> Replayed:
     """Rebuilds the weights of `run` as of `at_step` and writes them as the bundle `out`.
+
+    What an adapter's run tuned is that adapter: `out` then is a folder that PEFT loads.
 
     Args:
         run: a RUN folder, or a journal file alone.
@@ -36,6 +44,7 @@ def replay(
         out: a folder that does not exist yet.
         at_step: the step to stop after; the journal's end if None.
         threads: of the sweeps; they never change a bit.
+        add: puts the run's adapter into a base that has none.
 
     Raises:
         InputError: the journal is damaged, ends before `at_step`, or has another base.
@@ -50,23 +59,34 @@ def replay(
         )
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
-    bundle = open_bundle(base)
+    bundle = open_adapted(base, journal.header.get("adapter"), add)
     weights = Weights(bundle, journal.header["tune"], threads or default_threads())
     check_header(journal.header, weights)
+    begin_as(journal.header, weights, path.parent)
     Tuning(weights, MemoryJournal(journal.header)).catch_up(journal.records[:steps])
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        for name in bundle.manifest.files:
-            if name != WEIGHTS:
-                shutil.copyfile(bundle.folder / name, temporary / name)
-        digest = safetensors_file.write(temporary / WEIGHTS, weights.tensors())
-        files = dict(bundle.manifest.files) | {WEIGHTS: digest}
-        write_manifest(temporary, dataclasses.replace(bundle.manifest, files=files))
+        digest = _write(weights, temporary)
         temporary.rename(out)
     except OSError as error:
         raise EdgezoError(cannot_write(out, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Replayed(steps, journal.torn, digest)
+
+
+def _write(weights: Weights, folder: Path) -> str:
+    """Writes the rebuilt weights with what belongs to them; returns their file's SHA-256."""
+    bundle = weights.bundle
+    if bundle.manifest.adapter:
+        weights.settle()
+        return peft.write_adapter(folder, bundle, weights.arena.views)
+    for name in bundle.manifest.files:
+        if name != WEIGHTS:
+            shutil.copyfile(bundle.folder / name, folder / name)
+    digest = safetensors_file.write(folder / WEIGHTS, weights.tensors())
+    files = dict(bundle.manifest.files) | {WEIGHTS: digest}
+    write_manifest(folder, dataclasses.replace(bundle.manifest, files=files))
+    return digest

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from edgezo_runtime import journal, safetensors_file, snapshot
+from edgezo_runtime import journal, peft, safetensors_file, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
@@ -36,8 +36,9 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The tuned weights, once the run is finished."""
-        return self.path / WEIGHTS
+        """The tuned weights, once the run is finished: all of a model, or an adapter's alone."""
+        adapter = self.path / peft.ADAPTER
+        return adapter if adapter.exists() else self.path / WEIGHTS
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
@@ -98,7 +99,13 @@ class RunFolder:
         return metrics
 
     def save_model(self, weights: Weights) -> str:
-        """Writes the tuned weights and the checkpoint's small files; returns the sha256."""
+        """Writes the tuned weights and the checkpoint's small files; returns the sha256.
+
+        A run of a LoRA adapter is what PEFT loads: the adapter alone, with its settings.
+        """
+        if weights.bundle.manifest.adapter:
+            weights.settle()
+            return peft.write_adapter(self.path, weights.bundle, weights.arena.views)
         digest = safetensors_file.write(self.weights, weights.tensors())
         for name in SIDE_FILES:
             source = weights.bundle.folder / name

@@ -11,6 +11,9 @@ from typing import Any
 import yaml
 
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.select import ADAPTERS
+
+ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,13 @@ class Settings:
             model and the data's columns.
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
-        tune: ``"full"``, or patterns of parameter names with commas between them.
+        tune: what is trained: ``"full"``, ``"lora"``, ``"head"``, ``"norm"``, ``"bitfit"``, or
+            patterns of parameter names with commas between them.
+        rank: of LoRA; None: 8.
+        alpha: of LoRA; None: 16.
+        target: LoRA's modules by the last parts of their names, or by patterns, or ``all-linear``;
+            None: those of attention that PEFT adapts.
+        rslora: scale LoRA by ``alpha / sqrt(rank)``.
         method: a name from `edgezo methods`.
         steps: number of steps.
         batch_size: rows per step.
@@ -49,6 +58,10 @@ class Settings:
     template: str | None = None
     label_words: tuple[str, ...] | None = None
     tune: str = "full"
+    rank: int | None = None
+    alpha: float | None = None
+    target: tuple[str, ...] | None = None
+    rslora: bool | None = None
     method: str = "mezo"
     steps: int = 1000
     batch_size: int = 16
@@ -74,12 +87,14 @@ class Settings:
             if value is not None and value < lowest:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
 
+    def adapter(self) -> dict[str, Any] | None:
+        """Returns the adapter that is asked for: its kind, and the settings that are given."""
+        return adapter_request(self.tune, {name: getattr(self, name) for name in ADAPTER_SETTINGS})
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values, as `settings.yaml` holds them."""
         values = dataclasses.asdict(self)
-        if self.label_words is not None:
-            values["label_words"] = list(self.label_words)
-        return values
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -112,6 +127,21 @@ class Settings:
         return cls(**clean)
 
 
+def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the adapter that `tune` names with the settings `given` (None: the default's).
+
+    Raises:
+        InputError: a setting of an adapter is given, and `tune` names none.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if tune in ADAPTERS:
+        return {"kind": tune, **given}
+    if given:
+        name = next(iter(given))
+        raise InputError(f"{name} is a setting of an adapter, --tune is {tune}: give --tune lora")
+    return None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,6 +161,10 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
             if isinstance(value, Mapping):
                 items = [f"{label}={word}" for label, word in value.items()]
             return tuple(str(item).strip() for item in items)
+        if annotation.startswith("bool"):
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
         if annotation.startswith("int"):
             if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
@@ -144,5 +178,6 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
         return value
     except (TypeError, ValueError, OverflowError):
         kind = {"int": "a whole number", "float": "a number", "tuple": "a list of words"}
+        kind["bool"] = "true or false"
         wanted = next((v for k, v in kind.items() if annotation.startswith(k)), "a text")
         raise InputError(f"{source} sets {name} to {value!r}; it must be {wanted}") from None

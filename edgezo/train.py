@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.rows import read_rows
 from edgezo.evaluate import Metrics, evaluate
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import Settings
+from edgezo.settings import ADAPTER_SETTINGS, Settings
 from edgezo.tasks import make_task
 from edgezo.tasks.base import Example, Task
 from edgezo.tasks.labels import parse_label_words
@@ -57,7 +58,10 @@ class Result:
 
 
 def train(
-    settings: Settings, callback: Callback | None = None, model: Model | None = None
+    settings: Settings,
+    callback: Callback | None = None,
+    model: Model | None = None,
+    add: AddAdapter | None = None,
 ) -> Result:
     """Tunes a bundle as `settings` say.
 
@@ -65,14 +69,18 @@ def train(
         settings: of the run.
         callback: watches it.
         model: the settings' bundle if it is loaded already.
+        add: puts the settings' adapter into a bundle that has none.
 
     Raises:
         InputError: bad settings, data or bundle.
         EdgezoError: a full disk, or a run that diverged.
     """
-    model = model or load(settings.bundle, tune=settings.tune, threads=settings.threads)
+    if model is None:
+        bundle = open_adapted(settings.bundle, settings.adapter(), add)
+        model = load(bundle, tune=settings.tune, threads=settings.threads)
     data = prepare(model, settings)
-    resolved = settings.to_dict() | {"threads": model.threads}
+    resolved = settings.to_dict() | {"threads": model.threads, "tune": model.weights.tune}
+    resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
     resolved["data"] = str(Path(settings.data).resolve())
     if settings.eval_data:
@@ -94,8 +102,14 @@ def train(
     return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
 
 
-def resume(path: Path | str, callback: Callback | None = None) -> Result:
-    """Continues the run in the folder `path` to its last step.
+def _adapter_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in adapter.items() if name in ADAPTER_SETTINGS}
+
+
+def resume(
+    path: Path | str, callback: Callback | None = None, add: AddAdapter | None = None
+) -> Result:
+    """Continues the run in the folder `path` to its last step; `add` as for `train`.
 
     Raises:
         InputError: no run there, a damaged journal, or data or a bundle that changed since.
@@ -107,7 +121,8 @@ def resume(path: Path | str, callback: Callback | None = None) -> Result:
     )
     header = journal.read(run.journal).header
     _check_settings(settings, header, run)
-    model = load(settings.bundle, tune=settings.tune, threads=settings.threads)
+    bundle = open_adapted(settings.bundle, header.get("adapter"), add)
+    model = load(bundle, tune=settings.tune, threads=settings.threads)
     data = prepare(model, settings)
     for name, value in data.notes.items():
         if header.get(name) != value:
@@ -127,8 +142,10 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
         "seed": header["seed"],
         **header["lr"],
         **{name: header["settings"][name] for name in ("eps", "weight_decay")},
+        **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():
+        value = tuple(value) if isinstance(value, list) else value
         if getattr(settings, name) != value:
             raise InputError(
                 f"{run.path / SETTINGS} sets {name} to {getattr(settings, name)!r}, but the run "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgezo.run_folder import RunFolder
-from edgezo_runtime import journal, snapshot
+from edgezo_runtime import adapter_init, journal, snapshot
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
@@ -20,7 +20,7 @@ from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
-from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
+from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header, describe
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,19 @@ class Tuner:
             "threads": model.threads,
             **(notes or {}),
         }
+        adapter = model.bundle.manifest.adapter
+        if adapter:
+            model.weights.begin(adapter_init.draw(model.arena.parameters, seed))
+            first = adapter_init.digest(model.weights.first)
+            header |= {"adapter": dict(adapter), "adapter_init": first}
         if run is None:
             self._tuning = Tuning(model.weights, MemoryJournal(header))
         else:
             folder = RunFolder.create(run)
             # Before the journal: a folder with a journal can be resumed, whenever the crash comes.
             folder.write_settings(settings or _own_settings(model))
+            if adapter:
+                adapter_init.write(folder.path, model.weights.first)
             writer = JournalWriter(folder.journal, header)
             folder.tidy()
             self._tuning = Tuning(model.weights, writer, folder.path)
@@ -139,6 +146,7 @@ class Tuner:
         writer = JournalWriter(folder.journal)
         try:
             check_header(writer.header, model.weights)
+            begin_as(writer.header, model.weights, folder.path)
             folder.tidy()
             self = cls.__new__(cls)
             self.model = model
@@ -228,6 +236,8 @@ class Tuner:
             if not _begins(folder, recorder):
                 folder = RunFolder.create(run)
             folder.write_settings(_own_settings(self.model))
+            if self.model.bundle.manifest.adapter:
+                adapter_init.write(folder.path, self.model.weights.first)
             _write_journal(folder.journal, recorder)
         folder.save_model(self.model.weights)
         return folder.path

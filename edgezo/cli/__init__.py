@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Continue a prompt with a bundle or a run.",
     "resume": "Continue a run that was stopped.",
     "replay": "Rebuild tuned weights from a run's journal, bit for bit.",
+    "save": "Write a run's weights for other programs.",
     "info": "Show what a bundle or a run holds.",
     "methods": "List the tuning methods.",
     "bench": "Measure a tuning step against plain inference.",

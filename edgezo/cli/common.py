@@ -10,7 +10,10 @@ from typing import Any
 
 import click
 
+from edgezo.adapted import open_adapted
+from edgezo.cli.adapters import add_adapter
 from edgezo.run_folder import RunFolder, is_run
+from edgezo_runtime import journal, peft
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
 
@@ -70,7 +73,13 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     settings = run.read_settings()
     if not run.weights.exists():
         raise InputError(f"the run {path} is not finished: continue it with `edgezo resume {path}`")
-    return load(settings["bundle"], threads=threads, weights=run.weights), settings
+    header = journal.read(run.journal).header
+    adapter = header.get("adapter")
+    if adapter is None:
+        return load(settings["bundle"], threads=threads, weights=run.weights), settings
+    bundle = open_adapted(settings["bundle"], adapter, add_adapter)
+    model = load(bundle, threads=threads, weights=run.weights, prefix=peft.PREFIX)
+    return model, settings
 
 
 def megabytes(count: float) -> float:

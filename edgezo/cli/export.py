@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_source import export_onnx
+from edgezo.settings import adapter_request
+from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.select import ADAPTERS, FULL
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
@@ -25,6 +30,8 @@ from edgezo_runtime.errors import EdgezoError, InputError
 @click.option(
     "--labels", help="Of an .onnx file: names of its classes, as a,b,c or in a .txt file."
 )
+@click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
+@adapter_options
 @as_json
 def command(
     source: Path,
@@ -32,22 +39,28 @@ def command(
     output: str | None,
     loss: str | None,
     labels: str | None,
+    tune: str | None,
     as_json: bool,
+    **adapter: Any,
 ) -> None:
-    """Make a bundle of SOURCE: a folder with a Hugging Face causal language model, or an .onnx file.
+    """Make a bundle of SOURCE: a Hugging Face folder, an .onnx file, or another bundle.
 
-    A folder needs `pip install 'edgezo[export]'`, a file `pip install 'edgezo[onnx]'`. The bundle is
-    checked against transformers, or the untouched file, before it appears.
+    A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. What is
+    made of a folder is checked against transformers, and what is made of a file against that file,
+    before it appears. With --tune, the new bundle has an adapter in its graph, to be tuned where
+    the packages that edit graphs are not installed.
     """
     started = time.perf_counter()
     fields: dict[str, Any] = {"out": str(out)}
+    if source.suffix != ".onnx" and (output or loss or labels):
+        raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
     if source.suffix == ".onnx":
         exported = export_onnx(source, out, output, loss, labels)
         fields["trained"] = sum(weight.trainable for weight in exported.weights)
         fields["constant"] = len(exported.weights) - fields["trained"]
         fields["difference"] = exported.difference
-    elif output or loss or labels:
-        raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
+    elif is_bundle(source) or tune is not None:
+        export_adapted(source, out, tune, adapter)
     else:
         export_checkpoint(source, out)
     seconds = round(time.perf_counter() - started, 1)
@@ -55,6 +68,23 @@ def command(
         print_json(fields | {"seconds": seconds})
     else:
         click.echo(f"wrote {out} in {seconds} s")
+
+
+def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str, Any]) -> None:
+    """Adds the adapter that `tune` names and `given` describes to the bundle `source`."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if "target" in values:
+        values["target"] = tuple(word.strip() for word in values["target"].split(","))
+    request = adapter_request(tune or FULL, values)
+    if request is None:
+        raise InputError(
+            f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
+            "with --tune"
+        )
+    adapted = add_adapter(open_bundle(source), request)
+    from edgezo_export.adapters.base import write_adapted
+
+    write_adapted(adapted, out)
 
 
 def export_checkpoint(source: Path, out: Path) -> None:

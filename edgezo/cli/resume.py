@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edgezo.cli.adapters import add_adapter
 from edgezo.cli.common import as_json, subcommand
 from edgezo.cli.progress import RunProgress
 from edgezo.cli.train import finish
@@ -23,5 +24,5 @@ def command(run: Path, as_json: bool) -> None:
     """
     settings = RunFolder.open(run).read_settings()
     with RunProgress(int(settings.get("steps") or 0)) as progress:
-        result = resume(run, progress)
+        result = resume(run, progress, add_adapter)
     finish(result, as_json)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import (
     as_json,
     megabytes,
@@ -22,6 +23,9 @@ from edgezo.train import Result, train
 from edgezo_runtime.memory import peak_bytes
 from edgezo_runtime.methods import METHODS
 from edgezo_runtime.schedule import NAMES
+from edgezo_runtime.select import ADAPTERS, WORDS
+
+WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 
 
 @subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
@@ -35,7 +39,8 @@ from edgezo_runtime.schedule import NAMES
 )
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
-@click.option("--tune", help="full, or patterns of parameter names.  [default: full]")
+@click.option("--tune", help=f"{WHAT}, or patterns of names.  [default: full]")
+@adapter_options
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: mezo]")
 @click.option("--steps", type=int, help="Number of steps.  [default: 1000]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
@@ -57,7 +62,7 @@ def command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """
     settings = Settings.resolve(flags, config)
     with RunProgress(settings.steps) as progress:
-        result = train(settings, progress)
+        result = train(settings, progress, add=add_adapter)
     finish(result, as_json)
 
 

@@ -5,6 +5,7 @@ Both sides use this schema: the exporter writes bundles, the engine reads them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ class Parameter:
         name: its key in the checkpoint.
         shape: its shape in the checkpoint's own layout.
         dtype: its dtype's name.
-        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``.
+        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``; an adapter's own for its.
         aliases: other checkpoint keys that are tied to this tensor.
+        init: how an adapter's tensor begins (see `adapter_init`); empty for weights of the file.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Parameter:
     dtype: str
     kind: str
     aliases: tuple[str, ...] = ()
+    init: str = ""
 
     @property
     def size(self) -> int:
@@ -75,6 +78,7 @@ class Manifest:
         form: what kind of model it is, and what tasks must know of it: its ``"kind"``, one of
             `KINDS`; of a head its ``"labels"`` and the token that it reads, ``"position"`` 0 or -1;
             of an encoder and decoder the token that begins every answer, ``"decoder_start"``.
+        adapter: kind and settings of the adapter in the graph; empty if there is none.
         schema: version of this schema.
     """
 
@@ -86,7 +90,13 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     form: Mapping[str, Any] = field(default_factory=lambda: CAUSAL)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def stored(self) -> tuple[Parameter, ...]:
+        """The parameters that the weights' file holds: all but an adapter's."""
+        return tuple(p for p in self.parameters if not p.init)
 
     def to_json(self) -> str:
         """Returns the manifest as the text of `edgezo.json`."""
@@ -104,7 +114,14 @@ class Manifest:
                     "export the bundle again or install the edgezo that made it"
                 )
             parameters = tuple(
-                Parameter(p["name"], tuple(p["shape"]), p["dtype"], p["kind"], tuple(p["aliases"]))
+                Parameter(
+                    p["name"],
+                    tuple(p["shape"]),
+                    p["dtype"],
+                    p["kind"],
+                    tuple(p["aliases"]),
+                    p.get("init", ""),
+                )
                 for p in raw["parameters"]
             )
             inputs, outputs = (
@@ -120,6 +137,7 @@ class Manifest:
                 dict(raw["files"]),
                 dict(raw["versions"]),
                 dict(raw.get("form", CAUSAL)),
+                dict(raw.get("adapter", {})),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is not an edgezo manifest: {error!r}") from error
@@ -138,6 +156,8 @@ class Manifest:
             if not isinstance(parameter.dtype, str):
                 raise InputError(f"{path}: parameter {parameter.name!r} has a damaged dtype")
             dtypes.named(parameter.dtype)
+            if not isinstance(parameter.init, str) or (parameter.init and not self.adapter):
+                raise InputError(f"{path}: parameter {parameter.name!r} has a damaged init")
             if not all(type(n) is int and n >= 0 for n in parameter.shape):
                 raise InputError(f"{path}: parameter {parameter.name!r} has a damaged shape")
         if not all(isinstance(word, str | int) for port in ports for word in port):
@@ -175,15 +195,26 @@ def _is_form(form: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: its folder and its manifest."""
+    """A bundle on disk: its folder and its manifest.
+
+    Attributes:
+        folder: where its files are.
+        manifest: what they are.
+        adapted: the graph with an adapter put into it, where the folder's own has none.
+    """
 
     folder: Path
     manifest: Manifest
+    adapted: bytes | None = None
 
     @property
     def graph(self) -> Path:
         """The graph's file."""
         return self.folder / GRAPH
+
+    def read_graph(self) -> bytes:
+        """Returns the graph as the bytes of an ONNX file."""
+        return self.graph.read_bytes() if self.adapted is None else self.adapted
 
     @property
     def weights(self) -> Path:
@@ -193,6 +224,8 @@ class Bundle:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which names this bundle in journals."""
+        if self.adapted is not None:  # the digest of the bundle that an export of it would write
+            return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
         return sha256(self.folder / MANIFEST)
 
 
@@ -234,7 +267,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     for name in (GRAPH, WEIGHTS):
         if name not in manifest.files:
             raise InputError(f"{path} names no {name}")
-    described = sum(p.size * dtypes.named(p.dtype).storage.itemsize for p in manifest.parameters)
+    described = sum(p.size * dtypes.named(p.dtype).storage.itemsize for p in manifest.stored)
     if (folder / WEIGHTS).stat().st_size < described:  # before anybody makes room for them
         raise InputError(
             f"{folder / WEIGHTS} is smaller than the {described} bytes of weights in {MANIFEST}: "

@@ -58,3 +58,18 @@ def from_safetensors(name: str) -> Dtype:
     except KeyError:
         known = ", ".join(_BY_SAFETENSORS)
         raise InputError(f"safetensors dtype {name!r} is not supported; use {known}") from None
+
+
+def to_float32(values: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """Returns float `values` in storage of `dtype` as float32."""
+    if dtype == BFLOAT16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def from_float32(values: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """Returns float32 `values` in storage of `dtype`, rounded to nearest, ties to even."""
+    if dtype == BFLOAT16:
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(values.astype(dtype.storage))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import TOKENIZER, Tokenizer
 
-FULL = "full"
 _CHUNK = 1 << 20  # elements checked at once
 
 
@@ -33,35 +32,47 @@ class Weights:
 
     Args:
         bundle: where the parameters are described.
-        tune: ``"full"``, or glob patterns of parameter names with commas between them.
+        tune: what is trained; see `select`. A bundle with an adapter trains that.
         threads: threads of the arena's sweeps.
     """
 
     def __init__(self, bundle: Bundle, tune: str = FULL, threads: int = 1) -> None:
         self.bundle = bundle
-        self.tune = tune
-        trained = select(bundle.manifest.parameters, tune)
+        self.tune = resolve(bundle.manifest, tune)
+        trained = select(bundle.manifest.parameters, self.tune)
         self.arena = Arena(trained, threads)
         self._frozen: dict[str, np.ndarray] = {}
+        self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
         self.at_base = False  # whether the weights are the bundle's own, unchanged
         #: Rebuilds the weights where a step was broken off half way; None where they are whole.
         self.mend: Callable[[], None] | None = None
 
-    def load(self, path: Path | None = None, digest: str | None = None) -> None:
-        """Reads the weights from `path`, the bundle's own file if None.
+    def begin(self, first: Mapping[str, np.ndarray]) -> None:
+        """Gives an adapter's tensors the values that they begin with, in every `load` to come."""
+        self.first = first
+        self._load_first()
+
+    def load(self, path: Path | None = None, digest: str | None = None, prefix: str = "") -> None:
+        """Reads the trained weights from `path`; the bundle's own, or an adapter's first, if None.
+
+        Args:
+            path: a safetensors file.
+            digest: its SHA-256, if known.
+            prefix: what its names have in front of the parameters'.
 
         Raises:
             InputError: the file does not match its checksum or the manifest, or holds NaN.
         """
         self.arena.forget()
         self.at_base = base = path is None
-        path = path or self.bundle.weights
-        digest = self.bundle.manifest.files[WEIGHTS] if base else digest
-        found = safetensors_file.read_into(path, self.arena.views)
-        if digest is not None and found != digest:
-            raise InputError(f"{path} does not match its checksum: it was changed or damaged")
-        if name := self.arena.nonfinite():
-            raise InputError(f"{path} holds NaN or infinity in {name}: it cannot be tuned or run")
+        if base and self.bundle.manifest.adapter:
+            self._load_first()
+            if not self._frozen:  # else it was checked
+                self._read(self.bundle.weights, {}, self.bundle.manifest.files[WEIGHTS])
+        else:
+            digest = self.bundle.manifest.files[WEIGHTS] if base else digest
+            views = {prefix + name: view for name, view in self.arena.views.items()}
+            self._read(path or self.bundle.weights, views, digest)
         if not self._frozen and len(self.arena.views) < len(self.bundle.manifest.parameters):
             entries = safetensors_file.read_header(self.bundle.weights)
             for parameter in self.bundle.manifest.parameters:
@@ -74,6 +85,17 @@ class Weights:
                             "it cannot be tuned or run"
                         )
                     self._frozen[parameter.name] = frozen
+
+    def _load_first(self) -> None:
+        for name, view in self.arena.views.items():
+            view[...] = self.first.get(name, 0)
+
+    def _read(self, path: Path, views: Mapping[str, np.ndarray], digest: str | None) -> None:
+        found = safetensors_file.read_into(path, views)
+        if digest is not None and found != digest:
+            raise InputError(f"{path} does not match its checksum: it was changed or damaged")
+        if name := self.arena.nonfinite():
+            raise InputError(f"{path} holds NaN or infinity in {name}: it cannot be tuned or run")
 
     def settle(self) -> None:
         """Brings the weights up to date; whoever reads them calls this first."""
@@ -147,39 +169,30 @@ class Model:
 
 
 def load(
-    folder: Path | str, *, tune: str = FULL, threads: int | None = None, weights: Path | None = None
+    bundle: Path | str | Bundle,
+    *,
+    tune: str = FULL,
+    threads: int | None = None,
+    weights: Path | None = None,
+    prefix: str = "",
 ) -> Model:
-    """Loads the bundle in `folder`.
+    """Loads a bundle.
 
     Args:
-        folder: the bundle.
+        bundle: its folder, or what `open_bundle` returned.
         tune: what may be trained; see `Weights`.
         threads: of the session and the sweeps; all cores if None.
         weights: read the trained weights from this file instead of the bundle's.
+        prefix: what the names in that file have in front of the parameters'.
 
     Raises:
         InputError: the bundle is damaged, or nothing matches `tune`.
     """
     threads = threads or default_threads()
-    loaded = Weights(open_bundle(folder), tune, threads)
-    loaded.load(weights)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    loaded = Weights(opened, tune, threads)
+    loaded.load(weights, prefix=prefix)
     return Model(loaded, threads)
-
-
-def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
-    """Returns the parameters that `tune` names; raises InputError if a pattern matches none."""
-    if tune == FULL:
-        return list(parameters)
-    chosen: set[str] = set()
-    for pattern in tune.split(","):
-        matched = {p.name for p in parameters if fnmatch.fnmatchcase(p.name, pattern.strip())}
-        if not matched:
-            raise InputError(
-                f"--tune {pattern.strip()!r} matches no parameter; names look like "
-                f"{parameters[-1].name!r} (`edgezo info` lists them)"
-            )
-        chosen |= matched
-    return [p for p in parameters if p.name in chosen]
 
 
 def _entry_for(

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     DIRECTION = 0
     BATCH_ORDER = 1
     SAMPLING = 2  # text generation
+    ADAPTER_INIT = 16  # what an adapter's tensors begin with
 
 
 @functools.cache

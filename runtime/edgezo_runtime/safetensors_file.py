@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +146,16 @@ def write(
     return write_each(path, entries, lambda name: arrays[name][1], metadata)
 
 
+def digest(tensors: Iterable[tuple[str, dtypes.Dtype, np.ndarray]]) -> str:
+    """Returns the SHA-256 of the file that `write` makes of `tensors`, without writing it."""
+    arrays = {name: (dtype, array) for name, dtype, array in tensors}
+    entries = [(name, dtype, array.shape) for name, (dtype, array) in arrays.items()]
+    found = hashlib.sha256()
+    for chunk in _chunks(entries, lambda name: arrays[name][1], None):
+        found.update(chunk)
+    return found.hexdigest()
+
+
 def write_each(
     path: Path,
     entries: Iterable[tuple[str, dtypes.Dtype, tuple[int, ...]]],
@@ -161,7 +171,20 @@ def write_each(
             entry, in their order.
         metadata: the header's `__metadata__`.
     """
-    entries = list(entries)
+    digest = hashlib.sha256()
+    with atomic_writer(path) as file:
+        for chunk in _chunks(list(entries), tensor, metadata):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(
+    entries: Sequence[tuple[str, dtypes.Dtype, tuple[int, ...]]],
+    tensor: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None,
+) -> Iterator[bytes | memoryview]:
+    """Yields the bytes of a file, in order."""
     header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for name, dtype, shape in entries:
@@ -174,19 +197,13 @@ def write_each(
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
-    with atomic_writer(path) as file:
-        for piece in (len(encoded).to_bytes(8, "little"), encoded):
-            digest.update(piece)
-            file.write(piece)
-        for name, dtype, shape in entries:
-            array = tensor(name)
-            if array.shape != shape or array.dtype != dtype.storage:
-                raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {dtype} {shape}")
-            data = array.reshape(-1).view(np.uint8).data
-            for start in range(0, len(data), CHUNK_BYTES):
-                chunk = data[start : start + CHUNK_BYTES]
-                digest.update(chunk)
-                file.write(chunk)
-            del array, data  # so that the next tensor is made with this one gone
-    return digest.hexdigest()
+    yield len(encoded).to_bytes(8, "little")
+    yield encoded
+    for name, dtype, shape in entries:
+        array = tensor(name)
+        if array.shape != shape or array.dtype != dtype.storage:
+            raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {dtype} {shape}")
+        data = array.reshape(-1).view(np.uint8).data
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield data[start : start + CHUNK_BYTES]
+        del array, data  # so that the next tensor is made with this one gone

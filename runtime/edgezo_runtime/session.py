@@ -40,7 +40,7 @@ class Session:
     def __init__(
         self, bundle: Bundle, weights: Mapping[str, np.ndarray], trained: Set[str], threads: int
     ) -> None:
-        model = bundle.graph.read_bytes()
+        model = bundle.read_graph()
         try:
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._boundary = parts.boundary if parts else ()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgezo_runtime import noise, snapshot
+from edgezo_runtime import adapter_init, noise, snapshot
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
 from edgezo_runtime.methods import Estimate, Method, make
@@ -90,6 +90,12 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
             f"gaussian noise replays only on the NumPy that drew it: install numpy "
             f"{header['numpy']}"
         )
+
+
+def begin_as(header: dict[str, Any], weights: Weights, run: Path) -> None:
+    """Gives an adapter the values that a journal's run began with; see `adapter_init.restore`."""
+    if weights.bundle.manifest.adapter:
+        weights.begin(adapter_init.restore(weights.arena.parameters, header, run))
 
 
 class Tuning:

@@ -1,0 +1,94 @@
+"""`edgezo save`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+
+from edgezo.cli.common import as_json, open_model, print_json, subcommand
+from edgezo_runtime import peft
+from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS, Bundle
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write
+from edgezo_runtime.model import Model
+
+
+def _peft(model: Model, out: Path) -> None:
+    peft.write_adapter(out, model.bundle, model.weights.arena.views)
+
+
+def _merged(model: Model, out: Path) -> None:
+    peft.write_merged(out / WEIGHTS, model.bundle, model.weights.arrays())
+    _copy(model.bundle, out, *SIDE_FILES)
+
+
+def _onnx(model: Model, out: Path) -> None:
+    from edgezo_export.inference_graph import write_inference_graph
+
+    _merged(model, out)
+    write_inference_graph(model.bundle, out)
+
+
+def _onnx_adapter(model: Model, out: Path) -> None:
+    from edgezo_export.inference_graph import write_adapter_graph
+
+    _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
+    write_adapter_graph(model.bundle, model.weights.arena.views, out)
+
+
+def _copy(bundle: Bundle, out: Path, *names: str) -> None:
+    for name in names:
+        if name in bundle.manifest.files:
+            shutil.copyfile(bundle.folder / name, out / name)
+
+
+FORMATS: Mapping[str, Callable[[Model, Path], None]] = {
+    "peft": _peft,
+    "merged": _merged,
+    "onnx": _onnx,
+    "onnx-adapter": _onnx_adapter,
+}
+_OF_ADAPTERS = ("peft", "onnx-adapter")
+
+
+@subcommand("edgezo save runs/first --format merged --out tuned-checkpoint")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "style", type=click.Choice(list(FORMATS)), default="merged", show_default=True
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@as_json
+def command(run: Path, style: str, out: Path, as_json: bool) -> None:
+    """Write the tuned weights of RUN, a finished run, as other programs load them.
+
+    merged: a Hugging Face checkpoint, an adapter merged into its weights. onnx: the same, with
+    model.onnx, which takes input_ids and attention_mask and gives logits. Of a LoRA adapter alone,
+    peft: a folder that PEFT loads; onnx-adapter: model.onnx of the base, with inputs for the
+    adapter, and adapter.onnx_adapter for ONNX Runtime to fill them with.
+    """
+    model, _ = open_model(run, None)
+    if style in _OF_ADAPTERS and model.bundle.manifest.adapter.get("kind") != "lora":
+        raise InputError(f"{run} tuned no LoRA adapter: save it with --format merged or onnx")
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out, or remove it")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        FORMATS[style](model, temporary)
+        temporary.rename(out)
+    except ImportError as error:
+        raise EdgezoError(
+            f"--format {style} needs {error.name}: run `pip install 'edgezo[onnx]'`"
+        ) from error
+    except OSError as error:
+        raise EdgezoError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if as_json:
+        print_json({"out": str(out), "format": style})
+    else:
+        click.echo(f"wrote {out}")

@@ -1,0 +1,82 @@
+"""Puts an adapter into a bundle's graph; no torch is needed, and no weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from edgezo_export.adapters.lora import add_lora
+from edgezo_export.bundle_writer import new_folder
+from edgezo_export.signature import PARAMETERS_KEY
+from edgezo_runtime.bundle import GRAPH, Bundle, Parameter, open_bundle, write_manifest
+from edgezo_runtime.errors import InputError
+
+_KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {"lora": add_lora}
+
+
+def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
+    """Returns `bundle` with an adapter in its graph, in memory.
+
+    The same bundle and settings give the same graph and the same manifest.
+
+    Args:
+        bundle: one without an adapter.
+        adapter: its ``kind``, and the settings of it that are not to be the defaults.
+
+    Raises:
+        InputError: the bundle has an adapter, or its graph nothing to put this one at.
+    """
+    if bundle.manifest.adapter:
+        raise InputError(
+            f"{bundle.folder} has a {bundle.manifest.adapter['kind']} adapter already: "
+            "give the bundle that it was made from"
+        )
+    kind, settings = adapter["kind"], {k: v for k, v in adapter.items() if k != "kind"}
+    model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
+    added, resolved = _KINDS[kind](model, bundle.manifest.parameters, **settings)
+    described = json.loads(model.metadata_props[PARAMETERS_KEY])
+    described |= {p.name: {"kind": p.kind, "aliases": []} for p in added}
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(described, separators=(",", ":"))
+    graph = ir.to_proto(model).SerializeToString(deterministic=True)
+    manifest = dataclasses.replace(
+        bundle.manifest,
+        parameters=(*bundle.manifest.parameters, *added),
+        files={**bundle.manifest.files, GRAPH: hashlib.sha256(graph).hexdigest()},
+        adapter={"kind": kind, **resolved},
+    )
+    return Bundle(bundle.folder, manifest, graph)
+
+
+def write_adapted(bundle: Bundle, out: Path) -> None:
+    """Writes an adapted bundle to the new folder `out`; its weights are linked where they can be.
+
+    Raises:
+        InputError: `out` exists.
+        EdgezoError: it cannot be written.
+    """
+    assert bundle.adapted is not None
+    with new_folder(out) as folder:
+        for name in bundle.manifest.files:
+            if name == GRAPH:
+                (folder / GRAPH).write_bytes(bundle.adapted)
+            else:
+                link_or_copy(bundle.folder / name, folder / name)
+        write_manifest(folder, bundle.manifest)
+    open_bundle(out)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
