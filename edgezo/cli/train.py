@@ -39,7 +39,7 @@ from edgezo_runtime.schedule import NAMES
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
 @click.option("--lr", type=float, help="Learning rate of the first step.  [default: 1e-5]")
 @click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
-@click.option("--eps", type=float, help="Perturbation scale.  [default: 1e-3]")
+@click.option("--eps", type=float, help="Perturbation scale.  [default: the method's]")
 @click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
 @click.option("--samples", type=int, help="Directions per step, of es.  [default: 8]")
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")

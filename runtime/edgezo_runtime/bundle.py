@@ -20,6 +20,8 @@ SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "model.safetensors"
+#: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
+QUANTIZED = "quantized"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -31,7 +33,7 @@ class Parameter:
         name: its key in the checkpoint.
         shape: its shape in the checkpoint's own layout.
         dtype: its dtype's name.
-        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``.
+        kind: ``"embedding"``, ``"linear"``, ``"norm"``, ``"bias"``, ``"quantized"`` or ``"scale"``.
         aliases: other checkpoint keys that are tied to this tensor.
     """
 

@@ -12,12 +12,13 @@ import numpy as np
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import Batch, Outputs
-from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
+from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import Tokenizer
 
 FULL = "full"
+SCALES = "scales"
 _CHUNK = 1 << 20  # elements checked at once
 
 
@@ -153,11 +154,12 @@ def load(
 
 def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
     """Returns the parameters that `tune` names; raises InputError if a pattern matches none."""
+    parameters = [p for p in parameters if p.kind != QUANTIZED]
     if tune == FULL:
-        return list(parameters)
+        return parameters
     chosen: set[str] = set()
     for pattern in tune.split(","):
-        matched = {p.name for p in parameters if fnmatch.fnmatchcase(p.name, pattern.strip())}
+        matched = {p.name for p in parameters if _matches(p, pattern.strip())}
         if not matched:
             raise InputError(
                 f"--tune {pattern.strip()!r} matches no parameter; names look like "
@@ -165,6 +167,12 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
             )
         chosen |= matched
     return [p for p in parameters if p.name in chosen]
+
+
+def _matches(parameter: Parameter, pattern: str) -> bool:
+    if pattern == SCALES:
+        return parameter.kind == "scale"
+    return fnmatch.fnmatchcase(parameter.name, pattern)
 
 
 def _entry_for(
