@@ -41,7 +41,7 @@ class Settings:
         batch_size: rows per step.
         lr: learning rate of the first step.
         schedule: how the learning rate goes on.
-        eps: perturbation scale.
+        eps: perturbation scale; None: the method's default.
         weight_decay: decoupled, for matrices.
         samples: directions per step, for methods that have several; None: the method's default.
         seed: names every random choice.
@@ -67,7 +67,7 @@ class Settings:
     batch_size: int = 16
     lr: float = 1e-5
     schedule: str = "linear"
-    eps: float = 1e-3
+    eps: float | None = None
     weight_decay: float = 0.0
     samples: int | None = None
     seed: int = 0

@@ -54,7 +54,7 @@ class Tuner:
         model: from `edgezo.load`; its weights change.
         method: a name from `edgezo methods`.
         lr: learning rate of the first step.
-        eps: perturbation scale, in units of the weights.
+        eps: perturbation scale, in units of the weights; None: the method's default.
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
         samples: directions per step, for methods that have several; None: the method's default.
@@ -84,7 +84,7 @@ class Tuner:
         *,
         method: str = "mezo",
         lr: float = 1e-5,
-        eps: float = 1e-3,
+        eps: float | None = None,
         seed: int = 0,
         weight_decay: float = 0.0,
         samples: int | None = None,
@@ -104,10 +104,10 @@ class Tuner:
         Direction(seed, 1)  # refuses a seed out of range
         self.model = model
         self._lr, self._schedule, self._steps = lr, schedule, steps
-        options: dict[str, Any] = {"eps": eps, "weight_decay": weight_decay}
-        if samples is not None:
-            options["samples"] = samples
-        header = describe(model.weights, make(method, model.arena, seed, options)) | {
+        options: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
+        options = {name: value for name, value in options.items() if value is not None}
+        made = make(method, model.arena, seed, options)
+        header = describe(model.weights, made) | {
             "lr": {"lr": lr, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
             "threads": model.threads,
@@ -123,7 +123,9 @@ class Tuner:
         else:
             folder = RunFolder.create(run)
             # Before the journal: a folder with a journal can be resumed, whenever the crash comes.
-            folder.write_settings(settings or _own_settings(model))
+            resolved = dict(settings or _own_settings(model))
+            resolved |= {k: v for k, v in made.settings().items() if k in resolved}
+            folder.write_settings(resolved)
             if adapter:
                 adapter_init.write(folder.path, model.weights.first)
             writer = JournalWriter(folder.journal, header)

@@ -1,8 +1,7 @@
 """A bundle's graph with its weights as constants: what plain inference would load.
 
 A bundle's parameters are graph inputs. Plain inference has them as initializers instead, whose
-values lie in `model.safetensors` as external data. The graph's file is edited as protobuf's wire
-format says, so that the `onnx` package is not needed.
+values lie in `model.safetensors` as external data.
 """
 
 from __future__ import annotations
@@ -14,16 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgezo_runtime import dtypes, wire
 from edgezo_runtime.bundle import WEIGHTS, Bundle
+from edgezo_runtime.constants import with_constants
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.safetensors_file import TensorEntry, read_header
-
-# Field numbers of onnx.proto.
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME = 1, 2, 8
-_TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_EXTERNAL = 1
+from edgezo_runtime.safetensors_file import read_header
 
 NAME = "constants.onnx"
 
@@ -61,11 +54,10 @@ def constants_graph(bundle: Bundle, location: str = WEIGHTS) -> bytes:
     for name in names:
         if name not in entries:
             raise InputError(f"{bundle.weights} has no tensor {name!r}")
-    initializers = b"".join(
-        wire.delimited(wire.GRAPH_INITIALIZER, _tensor(entries[name], location)) for name in names
-    )
     try:
-        return _edited_model(bundle.graph.read_bytes(), set(names), initializers)
+        return with_constants(
+            bundle.graph.read_bytes(), [entries[name] for name in names], location
+        )
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(f"{bundle.graph} is not an ONNX graph: {error}") from error
 
@@ -86,59 +78,3 @@ def _folder_with(weights: Path, stack: contextlib.ExitStack) -> Path:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgezo-bench-")))
     shutil.copyfile(weights, folder / WEIGHTS)
     return folder
-
-
-def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> bytes:
-    edited = bytearray()
-    found = False
-    for number, raw, payload in wire.fields(memoryview(model)):
-        if number == wire.MODEL_GRAPH:
-            found = True
-            edited += wire.delimited(
-                wire.MODEL_GRAPH, _edited_graph(payload, parameters) + initializers
-            )
-        else:
-            edited += raw
-    if not found:
-        raise ValueError("it holds no graph")
-    return bytes(edited)
-
-
-def _edited_graph(graph: memoryview, parameters: set[str]) -> bytes:
-    kept = bytearray()
-    missing = set(parameters)
-    for number, raw, payload in wire.fields(graph):
-        if number == wire.GRAPH_INPUT:
-            name = wire.text(payload, wire.VALUE_NAME)
-            if name in parameters:
-                missing.discard(name)
-                continue
-        kept += raw
-    if missing:
-        raise ValueError(f"it has no input {min(missing)!r}")
-    return bytes(kept)
-
-
-def _tensor(entry: TensorEntry, location: str) -> bytes:
-    """Returns a TensorProto whose data lies where `entry` says."""
-    external = {
-        "location": location,
-        "offset": str(entry.start),
-        "length": str(entry.stop - entry.start),
-    }
-    return b"".join(
-        (
-            *(wire.number(_TENSOR_DIMS, size) for size in entry.shape),
-            wire.number(_TENSOR_TYPE, dtypes.named(entry.dtype.name).onnx),
-            wire.delimited(_TENSOR_NAME, entry.name.encode()),
-            *(
-                wire.delimited(
-                    _TENSOR_EXTERNAL,
-                    wire.delimited(_ENTRY_KEY, key.encode())
-                    + wire.delimited(_ENTRY_VALUE, value.encode()),
-                )
-                for key, value in external.items()
-            ),
-            wire.number(_TENSOR_LOCATION, _EXTERNAL),
-        )
-    )

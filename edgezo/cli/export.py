@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from edgezo_runtime.select import ADAPTERS, FULL
 )
 @click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
 @adapter_options
+@click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
 @as_json
 def command(
     source: Path,
@@ -40,6 +42,7 @@ def command(
     loss: str | None,
     labels: str | None,
     tune: str | None,
+    quantize: str | None,
     as_json: bool,
     **adapter: Any,
 ) -> None:
@@ -59,6 +62,8 @@ def command(
         fields["trained"] = sum(weight.trainable for weight in exported.weights)
         fields["constant"] = len(exported.weights) - fields["trained"]
         fields["difference"] = exported.difference
+    elif quantize is not None:
+        export_quantized(source, out, quantize)
     elif is_bundle(source) or tune is not None:
         export_adapted(source, out, tune, adapter)
     else:
@@ -85,6 +90,24 @@ def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str
     from edgezo_export.adapters.base import write_adapted
 
     write_adapted(adapted, out)
+
+
+def export_quantized(source: Path, out: Path, form: str) -> None:
+    """Quantises the bundle `source`, or the bundle of the Hugging Face folder `source`."""
+    try:
+        from edgezo_export.quantize import quantize_bundle
+    except ImportError as error:
+        raise EdgezoError(
+            f"quantising needs {error.name}: run `pip install 'edgezo[onnx]'`"
+        ) from error
+    if is_bundle(source):
+        quantize_bundle(source, out, form)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        whole = Path(scratch) / "whole.edgezo"
+        export_checkpoint(source, whole)
+        quantize_bundle(whole, out, form)
 
 
 def export_checkpoint(source: Path, out: Path) -> None:

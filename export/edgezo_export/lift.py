@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from edgezo_export.gather_early import GatherEarly
 from edgezo_export.keep_rows import KeepRows
-from edgezo_export.signature import PARAMETERS_KEY
+from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.errors import InputError
 
 _KIND_KEY = "pkg.torch.export.graph_signature.InputSpec.kind"
@@ -140,11 +139,9 @@ class DescribeParameters(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the pass."""
-        described = {
-            key: {"kind": kind, "aliases": list(self.names.aliases.get(key, ()))}
-            for key, kind in self.names.kinds.items()
-        }
-        model.metadata_props[PARAMETERS_KEY] = json.dumps(described, separators=(",", ":"))
+        model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (key, kind, self.names.aliases.get(key, ())) for key, kind in self.names.kinds.items()
+        )
         return ir.passes.PassResult(model, modified=True)
 
 

@@ -20,7 +20,7 @@ def works_by_row(node: ir.Node) -> bool:
     if not is_rows(first):
         return False
     if node.op_type == "MatMul":
-        return _rank(node.inputs[1]) == 2 and not is_rows(node.inputs[1])
+        return rank(node.inputs[1]) == 2 and not is_rows(node.inputs[1])
     if node.op_type == "Gemm":
         return not node.attributes.get_int("transA", 0)
     if node.op_type == "LayerNormalization":
@@ -46,10 +46,11 @@ def is_rows(value: ir.Value | None) -> bool:
 
 def _broadcasts(value: ir.Value) -> bool:
     """Whether `value` is the same for every row: a scalar or one row."""
-    return _rank(value) in (0, 1)
+    return rank(value) in (0, 1)
 
 
-def _rank(value: ir.Value | None) -> int | None:
+def rank(value: ir.Value | None) -> int | None:
+    """Returns the number of dimensions of `value`, if the graph says."""
     return None if value is None or value.shape is None else len(value.shape)
 
 

@@ -41,6 +41,18 @@ class Signature:
     outputs: tuple[Port, ...]
 
 
+def parameters_text(parameters: Iterable[tuple[str, str, Iterable[str]]]) -> str:
+    """Returns what a graph's metadata says under `PARAMETERS_KEY`.
+
+    Args:
+        parameters: name, kind and aliases of each parameter, in arena order.
+    """
+    described = {
+        name: {"kind": kind, "aliases": list(aliases)} for name, kind, aliases in parameters
+    }
+    return json.dumps(described, separators=(",", ":"))
+
+
 def read_signature(graph: Path) -> Signature:
     """Reads the signature of the graph at `graph`.
 

@@ -21,6 +21,8 @@ SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "model.safetensors"
+#: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
+QUANTIZED = "quantized"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 KINDS = ("causal", "masked", "head", "seq2seq")
 #: The form of a model that continues its text: of any bundle that says nothing else.
@@ -35,7 +37,8 @@ class Parameter:
         name: its key in the checkpoint.
         shape: its shape in the checkpoint's own layout.
         dtype: its dtype's name.
-        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``; an adapter's own for its.
+        kind: ``"embedding"``, ``"linear"``, ``"norm"``, ``"bias"``, ``"quantized"`` or ``"scale"``;
+            an adapter's own for its tensors.
         aliases: other checkpoint keys that are tied to this tensor.
         init: how an adapter's tensor begins (see `adapter_init`); empty for weights of the file.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 
-from edgezo_runtime.bundle import Manifest, Parameter
+from edgezo_runtime.bundle import QUANTIZED, Manifest, Parameter
 from edgezo_runtime.errors import InputError
 
 FULL = "full"
@@ -39,8 +39,9 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
     Args:
         parameters: a bundle's.
         tune: ``"full"``; an adapter's kind; or, with commas between them, ``"head"`` (the output
-            projection), ``"norm"`` (scales and shifts of the norms), ``"bitfit"`` (all biases) and
-            glob patterns of parameter names.
+            projection), ``"norm"`` (scales and shifts of the norms), ``"bitfit"`` (all biases),
+            ``"scales"`` (of quantised weights, whose integers are never trained) and glob patterns
+            of parameter names.
 
     Raises:
         InputError: a word or a pattern matches none.
@@ -48,8 +49,9 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
     References:
         Ben Zaken et al., "BitFit", ACL 2022.
     """
+    parameters = [p for p in parameters if p.kind != QUANTIZED]
     if tune == FULL:
-        return list(parameters)
+        return parameters
     if tune in ADAPTERS:
         return [p for p in parameters if p.init]
     chosen: set[str] = set()
@@ -109,8 +111,19 @@ def _bitfit(parameters: Sequence[Parameter]) -> list[Parameter]:
     return matched
 
 
+def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
+    matched = [p for p in parameters if p.kind == "scale"]
+    if not matched:
+        raise InputError(
+            "--tune scales needs quantised weights, and this model has none: make a bundle that "
+            "has with `edgezo export BUNDLE --quantize int4 --out NEW`"
+        )
+    return matched
+
+
 WORDS: Mapping[str, Callable[[Sequence[Parameter]], list[Parameter]]] = {
     "head": _head,
     "norm": _norm,
     "bitfit": _bitfit,
+    "scales": _scales,
 }

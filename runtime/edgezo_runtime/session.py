@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime import dtypes
+from edgezo_runtime import dtypes, wire
 from edgezo_runtime.batch import BaseBatch, Outputs
-from edgezo_runtime.bundle import Bundle
+from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter
+from edgezo_runtime.constants import with_constants
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.safetensors_file import TensorEntry
 from edgezo_runtime.split import split
 
 _QUESTIONS = ("positions", "targets", "candidates")  # inputs that only the end of a graph reads
@@ -40,17 +42,22 @@ class Session:
     def __init__(
         self, bundle: Bundle, weights: Mapping[str, np.ndarray], trained: Set[str], threads: int
     ) -> None:
-        model = bundle.read_graph()
+        parameters = bundle.manifest.parameters
+        fixed = [p for p in parameters if p.kind == QUANTIZED and p.name not in trained]
+        constants = {p.name: _alias(weights[p.name], dtypes.named(p.dtype)) for p in fixed}
         try:
+            model = with_constants(bundle.read_graph(), [_entry(p) for p in fixed], WEIGHTS)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._boundary = parts.boundary if parts else ()
-            self._prefix = _Part(parts.prefix, threads) if parts else None
-            self._suffix = _Part(parts.suffix if parts else model, threads)
+            self._prefix = _Part(parts.prefix, constants, threads) if parts else None
+            self._suffix = _Part(parts.suffix if parts else model, constants, threads)
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         self._outputs = [port.name for port in bundle.manifest.outputs]
-        self._check(bundle)
-        for parameter in bundle.manifest.parameters:
+        self._check(bundle, constants.keys())
+        for parameter in parameters:
+            if parameter.name in constants:
+                continue
             value = _alias(weights[parameter.name], dtypes.named(parameter.dtype))
             for part in self._parts:
                 part.keep(parameter.name, value)
@@ -87,10 +94,12 @@ class Session:
             self._suffix.keep(name, value)
         self._held = {name: array.copy() for name, array in own.items()}
 
-    def _check(self, bundle: Bundle) -> None:
+    def _check(self, bundle: Bundle, constants: Set[str]) -> None:
         manifest = bundle.manifest
         declared: dict[str, tuple[Any, ...]] = {
-            p.name: (_ORT_TYPES.get(p.dtype, p.dtype), *p.shape) for p in manifest.parameters
+            p.name: (_ORT_TYPES.get(p.dtype, p.dtype), *p.shape)
+            for p in manifest.parameters
+            if p.name not in constants
         }
         ports = {port.name for port in manifest.inputs}
         missing = {*declared, *ports}
@@ -114,7 +123,7 @@ class Session:
 class _Part:
     """One ONNX Runtime session and what is bound to it."""
 
-    def __init__(self, model: bytes, threads: int) -> None:
+    def __init__(self, model: bytes, constants: Mapping[str, Any], threads: int) -> None:
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -122,6 +131,8 @@ class _Part:
         options.log_severity_level = 3
         # Idle workers would spin on the cores that the sweep needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        names = wire.initializers(model) & constants.keys()
+        options.add_external_initializers(list(names), [constants[name] for name in names])
         self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
         self._values: dict[str, Any] = {}  # the binding does not keep them alive
@@ -150,6 +161,13 @@ def _same(array: np.ndarray, other: np.ndarray) -> bool:
     if array.shape != other.shape or array.dtype != other.dtype:
         return False
     return np.array_equal(array.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
+
+
+def _entry(parameter: Parameter) -> TensorEntry:
+    """Returns a place in no file: the value is handed over in memory."""
+    dtype = dtypes.named(parameter.dtype)
+    size = parameter.size * dtype.storage.itemsize
+    return TensorEntry(parameter.name, dtype, parameter.shape, 0, size)
 
 
 def _alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:

@@ -82,12 +82,19 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     needed = {name for node in prefix for name in node.inputs}
     taken = {name for node in suffix for name in node.inputs}
     between = [bytes(named[name][1]) for name in boundary]
-    own = (wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_OUTPUT, wire.GRAPH_VALUE_INFO)
-    shared = [raw for n, raw, _ in fields if n not in own]  # name and initializers
+    own = (*_DESCRIBED, wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_INITIALIZER)
+    shared = [raw for n, raw, _ in fields if n not in own]  # the graph's name
+    constants = {
+        wire.text(payload, wire.TENSOR_NAME): raw
+        for n, raw, payload in fields
+        if n == wire.GRAPH_INITIALIZER
+    }
     first = [node.raw for node in prefix] + shared
+    first += [raw for name, raw in constants.items() if name in needed]
     first += [raw for name, raw in inputs.items() if name in needed]
     first += [wire.delimited(wire.GRAPH_OUTPUT, value) for value in between]
     second = [node.raw for node in suffix] + shared
+    second += [raw for name, raw in constants.items() if name in taken]
     second += [raw for n, raw, _ in fields if n == wire.GRAPH_OUTPUT]
     second += [raw for name, raw in inputs.items() if name in taken or name not in needed]
     second += [wire.delimited(wire.GRAPH_INPUT, value) for value in between]

@@ -11,6 +11,7 @@ GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 11, 12, 13
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
 VALUE_NAME = 1
+TENSOR_NAME = 8
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
@@ -79,3 +80,14 @@ def text(message: memoryview, field: int) -> str:
     if not found:
         raise ValueError(f"a message lacks field {field}")
     return found[-1]
+
+
+def initializers(model: bytes) -> set[str]:
+    """Returns the names of the constants of an ONNX file."""
+    graphs = [payload for n, _, payload in fields(memoryview(model)) if n == MODEL_GRAPH]
+    return {
+        text(payload, TENSOR_NAME)
+        for graph in graphs
+        for n, _, payload in fields(graph)
+        if n == GRAPH_INITIALIZER
+    }

@@ -10,8 +10,11 @@ from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
 from edgezo_runtime.methods.es import EvolutionStrategies as EvolutionStrategies
 from edgezo_runtime.methods.mezo import Mezo as Mezo
+from edgezo_runtime.methods.qzo import Qzo as Qzo
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Mezo, EvolutionStrategies)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Mezo, EvolutionStrategies, Qzo)
+}
 
 
 def make(name: str, arena: Arena, seed: int, settings: dict[str, Any]) -> Method:

@@ -80,12 +80,16 @@ class Mezo(Method):
         self.arena.add(back)
         lower = loss()
         with np.errstate(over="ignore", invalid="ignore"):
-            projected_grad = np.float32((higher - lower) / (2 * self.eps))
+            projected_grad = self._slope(higher, lower)
         record = Record((projected_grad,), lr)
         if not (np.isfinite(projected_grad) and np.isfinite(self._coefficient(record))):
             record = Record((np.float32(0),), lr, SKIPPED)
         self.arena.defer(self._update(number, record))
         return Estimate((higher + lower) / 2, record)
+
+    def _slope(self, higher: float, lower: float) -> np.float32:
+        """Returns the projected gradient."""
+        return np.float32((higher - lower) / (2 * self.eps))
 
     def replay(self, number: int, record: Record) -> None:
         self.arena.add(*self._perturbations(number), self._update(number, record))

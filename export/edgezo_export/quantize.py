@@ -1,0 +1,82 @@
+"""A bundle whose linear weights are integers with a scale for each block or row."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgezo_export.bundle_writer import complete_bundle, new_folder
+from edgezo_export.quantized_linear import FORMATS, Format, QuantizeLinears
+from edgezo_export.signature import PARAMETERS_KEY, parameters_text
+from edgezo_export.text_graph import save_graph
+from edgezo_runtime import safetensors_file
+from edgezo_runtime.bundle import GRAPH, SIDE_FILES, Parameter, open_bundle
+from edgezo_runtime.errors import InputError
+
+
+def quantize_bundle(source: Path, out: Path, name: str) -> Path:
+    """Writes the bundle `source` with quantised linear layers and returns its folder `out`.
+
+    Embeddings, norms and biases stay as they are, and so does a projection that is tied to the
+    embedding. The scales are parameters that can be tuned (`--tune scales`); the integers are not.
+
+    Args:
+        source: a bundle of float32 weights.
+        out: the new bundle's folder; must not exist yet.
+        name: one of `FORMATS`: ``"int4"`` or ``"int8"``.
+
+    Raises:
+        InputError: there is no such format, `source` has no linear layer of float32 that could be
+            quantised, or `out` exists.
+    """
+    if name not in FORMATS:
+        raise InputError(f"cannot quantise to {name!r}; use one of {', '.join(FORMATS)}")
+    bundle = open_bundle(source)
+    model = ir.load(bundle.graph)
+    quantise = QuantizeLinears(FORMATS[name], bundle.manifest.parameters)
+    quantise(model)
+    if not quantise.replaced:
+        raise InputError(f"{source} has no linear layer of float32 weights that can be quantised")
+    model.metadata_props[PARAMETERS_KEY] = parameters_text(
+        (p.name, p.kind, p.aliases) for p in quantise.parameters
+    )
+    tensors = _Tensors(bundle.weights, FORMATS[name], quantise.replaced)
+    with new_folder(out) as folder:
+        save_graph(model, folder / GRAPH)
+        for file in SIDE_FILES:
+            if (bundle.folder / file).is_file():
+                shutil.copyfile(bundle.folder / file, folder / file)
+        complete_bundle(
+            folder,
+            tensors,
+            context_length=bundle.manifest.context_length,
+            task=bundle.manifest.task,
+            made_with=("onnxruntime",),
+        )
+    return out
+
+
+class _Tensors:
+    """Gives each tensor of the new bundle; one layer at a time is quantised and in memory."""
+
+    def __init__(self, weights: Path, form: Format, replaced: dict[str, tuple[str, bool]]) -> None:
+        self._path = weights
+        self._entries = safetensors_file.read_header(weights)
+        self._form = form
+        self._replaced = replaced
+        self._last: tuple[str, dict[str, np.ndarray]] = ("", {})
+
+    def __call__(self, parameter: Parameter) -> np.ndarray:
+        """Returns the value of `parameter`, C-contiguous, in storage dtype."""
+        if parameter.name not in self._replaced:
+            return safetensors_file.map_tensor(self._path, self._entries[parameter.name])
+        source, flipped = self._replaced[parameter.name]
+        if self._last[0] != source:
+            weight = safetensors_file.map_tensor(self._path, self._entries[source])
+            if not np.isfinite(weight).all():
+                raise InputError(f"{self._path} holds NaN or infinity in {source}")
+            self._last = (source, self._form.quantize(source, weight.T if flipped else weight))
+        return self._last[1][parameter.name]

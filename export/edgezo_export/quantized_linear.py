@@ -1,0 +1,242 @@
+"""Quantised linear layers: how a weight is stored, and the nodes that multiply with it.
+
+A scale is clamped to `LEAST_SCALE` in the graph, so that no tuning step turns a weight's sign.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
+
+from edgezo_export.rows import rank
+from edgezo_runtime.bundle import QUANTIZED, Parameter
+
+#: As QZO's code clamps them, see https://arxiv.org/abs/2505.13430.
+LEAST_SCALE = 1e-7
+_CONTRIB = "com.microsoft"
+_PACKED, _SCALE, _ZERO_POINT = "packed", "scale", "zero_point"
+
+
+class Format(abc.ABC):
+    """How a weight (out, in) is stored."""
+
+    @abc.abstractmethod
+    def parameters(self, weight: Parameter, shape: tuple[int, int]) -> list[Parameter]:
+        """Returns what takes the place of `weight`, whose (out, in) is `shape`."""
+
+    @abc.abstractmethod
+    def quantize(self, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the values of those parameters for `weight`, (out, in) float32."""
+
+    @abc.abstractmethod
+    def product(
+        self, x: ir.Value, stored: Sequence[ir.Value], shape: tuple[int, int]
+    ) -> list[ir.Node]:
+        """Returns nodes that multiply `x` (..., in) with the weight; the last gives (..., out)."""
+
+
+@dataclass(frozen=True)
+class BlockFormat(Format):
+    r"""Blocks along the input share a scale and a zero point: :math:`w = s (q - z)`.
+
+    ONNX Runtime's `MatMulNBits` reads it.
+
+    Attributes:
+        bits: of an integer, 4 or 8.
+        block: weights in a block, a power of two from 16 on.
+    """
+
+    bits: int
+    block: int
+
+    def parameters(self, weight: Parameter, shape: tuple[int, int]) -> list[Parameter]:
+        out, blocks = shape[0], -(-shape[1] // self.block)
+        part = _Parts(weight)
+        return [
+            part.of(_PACKED, (out, blocks, self.block * self.bits // 8), "uint8", QUANTIZED),
+            part.of(_SCALE, (out, blocks), "float32", "scale"),
+            part.of(_ZERO_POINT, (out, -(-blocks * self.bits // 8)), "uint8", QUANTIZED),
+        ]
+
+    def quantize(self, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+        config = DefaultWeightOnlyQuantConfig(
+            block_size=self.block, is_symmetric=False, bits=self.bits
+        )
+        quantizer = DefaultWeightOnlyQuantizer(config)
+        values = quantizer.qbits_block_quant(np.ascontiguousarray(weight.T))
+        # A block of zeros has scale 0, which could never grow.
+        values = (values[0], np.maximum(values[1], np.float32(LEAST_SCALE)), values[2])
+        names = (_PACKED, _SCALE, _ZERO_POINT)
+        return {f"{name}_{part}": value for part, value in zip(names, values, strict=True)}
+
+    def product(
+        self, x: ir.Value, stored: Sequence[ir.Value], shape: tuple[int, int]
+    ) -> list[ir.Node]:
+        packed, scale, zero_point = stored
+        clamped = _clamped(scale)
+        attributes = {"K": shape[1], "N": shape[0], "bits": self.bits, "block_size": self.block}
+        inputs = [x, packed, clamped[-1].outputs[0], zero_point]
+        return [*clamped, ir.node("MatMulNBits", inputs, attributes=attributes, domain=_CONTRIB)]
+
+
+class RowFormat(Format):
+    r"""int8 with a scale for each output, symmetric: :math:`w = s q`."""
+
+    def parameters(self, weight: Parameter, shape: tuple[int, int]) -> list[Parameter]:
+        part = _Parts(weight)
+        return [
+            part.of(_PACKED, shape, "int8", QUANTIZED),
+            part.of(_SCALE, shape[:1], "float32", "scale"),
+        ]
+
+    def quantize(self, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+        scale = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), np.float32(LEAST_SCALE))
+        packed = np.rint(weight / scale[:, None]).astype(np.int8)
+        return {f"{name}_{_PACKED}": packed, f"{name}_{_SCALE}": scale}
+
+    def product(
+        self, x: ir.Value, stored: Sequence[ir.Value], shape: tuple[int, int]
+    ) -> list[ir.Node]:
+        packed, scale = stored
+        clamped = _clamped(scale)
+        # Not DequantizeLinear: its scale would multiply (out, in) weights, this one (..., out).
+        wide = ir.node("Cast", [packed], attributes={"to": ir.DataType.FLOAT})
+        turned = ir.node("Transpose", [wide.outputs[0]], attributes={"perm": [1, 0]})
+        product = ir.node("MatMul", [x, turned.outputs[0]])
+        scaled = ir.node("Mul", [product.outputs[0], clamped[-1].outputs[0]])
+        return [*clamped, wide, turned, product, scaled]
+
+
+FORMATS: dict[str, Format] = {"int4": BlockFormat(4, 32), "int8": RowFormat()}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Names what is stored of one weight."""
+
+    weight: Parameter
+
+    def of(self, part: str, shape: tuple[int, ...], dtype: str, kind: str) -> Parameter:
+        return Parameter(f"{self.weight.name}_{part}", shape, dtype, kind)
+
+
+def _clamped(scale: ir.Value) -> list[ir.Node]:
+    least = ir.node("Constant", [], attributes={"value_float": LEAST_SCALE})
+    return [least, ir.node("Max", [scale, least.outputs[0]])]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One product with a weight."""
+
+    node: ir.Node
+    transposed: bool  # the weight is (out, in)
+
+
+class QuantizeLinears(ir.passes.InPlacePass):
+    """Replaces each product with a linear float32 weight by one with quantised integers.
+
+    Attributes:
+        parameters: the model's parameters afterwards, in order.
+        replaced: the float32 weight of each new parameter, and whether it is (in, out).
+    """
+
+    def __init__(self, form: Format, parameters: Sequence[Parameter]) -> None:
+        super().__init__()
+        self._form = form
+        self._before = parameters
+        self.parameters: list[Parameter] = []
+        self.replaced: dict[str, tuple[str, bool]] = {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Runs the pass."""
+        inputs = {value.name: value for value in model.graph.inputs}
+        for parameter in self._before:
+            value = inputs[parameter.name]
+            uses = _products(value) if _quantizable(parameter) else None
+            if uses is None:
+                self.parameters.append(parameter)
+                continue
+            out, width = parameter.shape if uses[0].transposed else parameter.shape[::-1]
+            stored = self._form.parameters(parameter, (out, width))
+            self.parameters += stored
+            flipped = not uses[0].transposed
+            self.replaced |= {new.name: (parameter.name, flipped) for new in stored}
+            values = [_input(new) for new in stored]
+            for use in uses:
+                _replace(use.node, self._form.product(_rows(use.node), values, (out, width)))
+            _remove_unused(value)
+            place = model.graph.inputs.index(value)
+            model.graph.inputs[place : place + 1] = values
+        if self.replaced:
+            model.opset_imports.setdefault(_CONTRIB, 1)
+        return ir.passes.PassResult(model, modified=bool(self.replaced))
+
+
+def _quantizable(parameter: Parameter) -> bool:
+    return parameter.kind == "linear" and parameter.dtype == "float32" and not parameter.aliases
+
+
+def _products(weight: ir.Value) -> list[_Use] | None:
+    """Returns the products with `weight`, or None if it is used for anything else."""
+    found = []
+    for node, index in weight.uses():
+        if node.op_type == "Transpose" and rank(weight) == 2:
+            users = node.outputs[0].uses()
+            if not all(user.op_type == "MatMul" and place == 1 for user, place in users):
+                return None
+            found += [_Use(user, True) for user, _ in users]
+        elif node.op_type == "Gemm" and index == 1 and _plain(node):
+            found.append(_Use(node, bool(node.attributes.get_int("transB", 0))))
+        elif node.op_type == "MatMul" and index == 1:
+            found.append(_Use(node, False))
+        else:
+            return None
+    return found if found and len({use.transposed for use in found}) == 1 else None
+
+
+def _plain(gemm: ir.Node) -> bool:
+    scaled = {gemm.attributes.get_float(name, 1.0) for name in ("alpha", "beta")} != {1.0}
+    return not scaled and not gemm.attributes.get_int("transA", 0)
+
+
+def _rows(product: ir.Node) -> ir.Value:
+    rows = product.inputs[0]
+    assert rows is not None
+    return rows
+
+
+def _replace(product: ir.Node, nodes: list[ir.Node]) -> None:
+    graph = product.graph
+    assert graph is not None
+    output = product.outputs[0]
+    bias = product.inputs[2] if len(product.inputs) > 2 else None
+    if bias is not None:
+        nodes = [*nodes, ir.node("Add", [nodes[-1].outputs[0], bias])]
+    graph.insert_before(product, nodes)
+    result = nodes[-1].outputs[0]
+    result.shape, result.type = output.shape, output.type
+    name, output.name = output.name, None
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove(product, safe=True)
+    result.name = name
+
+
+def _remove_unused(weight: ir.Value) -> None:
+    for node, _ in list(weight.uses()):
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+
+
+def _input(parameter: Parameter) -> ir.Value:
+    dtype = ir.DataType[parameter.dtype.upper().replace("FLOAT32", "FLOAT")]
+    shape, kind = ir.Shape(parameter.shape), ir.TensorType(dtype)
+    return ir.Value(name=parameter.name, shape=shape, type=kind)

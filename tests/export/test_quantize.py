@@ -1,0 +1,165 @@
+"""Bundles of quantised weights: what they compute, and what of them is tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnxruntime.quantization.quant_utils import QuantType, quantize_nparray
+
+from edgezo import Tuner, load
+from edgezo_export.quantize import quantize_bundle
+from edgezo_export.quantized_linear import FORMATS, LEAST_SCALE
+from edgezo_export.verify import sample_batch
+from edgezo_runtime import safetensors_file
+from edgezo_runtime.batch import Batch, TokenLoss
+from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.errors import InputError
+
+NAMES = tuple(FORMATS)
+MODELS = ("llama_tied", "llama_untied", "opt")
+
+
+def batch(vocabulary: int = 96) -> Batch:
+    return Batch(**sample_batch(vocabulary, 3, 9), objective=TokenLoss(3))
+
+
+def tensors(bundle: Bundle) -> dict[str, np.ndarray]:
+    entries = safetensors_file.read_header(bundle.weights)
+    return {
+        name: np.array(safetensors_file.map_tensor(bundle.weights, entry))
+        for name, entry in entries.items()
+    }
+
+
+def unpacked(form: str, name: str, stored: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the weight (out, in) that the stored integers and scales stand for."""
+    packed, scale = stored[f"{name}_packed"], stored[f"{name}_scale"]
+    if form == "int8":
+        return packed * scale[:, None]
+    integers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
+    points = stored[f"{name}_zero_point"]
+    zeros = np.stack([points & 15, points >> 4], axis=-1).reshape(len(points), -1)
+    zeros = zeros[:, : scale.shape[1], None].astype(np.float32)
+    return ((integers - zeros) * scale[..., None]).reshape(len(packed), -1)
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    bundle_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Returns the folder of a tiny quantised bundle, made once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(model: str, form: str) -> Path:
+        if (model, form) not in made:
+            out = tmp_path_factory.mktemp("quantized") / f"{model}-{form}.edgezo"
+            made[model, form] = quantize_bundle(bundle_folder(model), out, form)
+        return made[model, form]
+
+    return folder
+
+
+@pytest.mark.parametrize("form", NAMES)
+@pytest.mark.parametrize("model", MODELS)
+def test_it_computes_with_the_weights_that_its_integers_stand_for(
+    model: str,
+    form: str,
+    bundle_folder: Callable[[str], Path],
+    quantized: Callable[[str, str], Path],
+) -> None:
+    small, whole = load(quantized(model, form)), load(bundle_folder(model))
+    stored = tensors(small.bundle)
+    replaced = 0
+    for parameter in whole.bundle.manifest.parameters:
+        if f"{parameter.name}_packed" in stored:
+            view = whole.arena.views[parameter.name]
+            weight = unpacked(form, parameter.name, stored)[:, : view.shape[1]]
+            step = stored[f"{parameter.name}_scale"].max()
+            assert np.abs(view - weight).max() <= step  # a step, for the zero point rounds too
+            view[...] = weight
+            replaced += 1
+    assert replaced >= 12
+    before, after = whole.forward(batch()), small.forward(batch())
+    np.testing.assert_allclose(after["logprobs"], before["logprobs"], atol=1e-4)
+    np.testing.assert_allclose(after["candidate_logits"], before["candidate_logits"], atol=1e-4)
+
+
+def test_rows_are_rounded_as_onnxruntime_does(quantized: Callable[[str, str], Path]) -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
+    stored = FORMATS["int8"].quantize("w", weight)
+    for row, packed, scale in zip(weight, stored["w_packed"], stored["w_scale"], strict=True):
+        zero = np.array(0, np.int8)
+        theirs = quantize_nparray(QuantType.QInt8.tensor_type, row, scale, zero, -127, 127)
+        np.testing.assert_array_equal(packed, theirs)
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_every_scale_moves_the_loss_and_no_integer_is_trained(
+    form: str, quantized: Callable[[str, str], Path]
+) -> None:
+    model = load(quantized("llama_tied", form), tune="scales")
+    assert {p.kind for p in model.arena.parameters} == {"scale"}
+    assert "quantized" not in {p.kind for p in load(quantized("opt", form)).arena.parameters}
+    before = model.forward(batch())["logprobs"].copy()
+    for view in model.arena.views.values():
+        kept = view.copy()
+        view *= np.linspace(0.5, 1.5, view.size, dtype=np.float32).reshape(view.shape)
+        assert not np.array_equal(model.forward(batch())["logprobs"], before)
+        view[...] = kept
+    np.testing.assert_array_equal(model.forward(batch())["logprobs"], before)
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_a_scale_below_zero_counts_as_the_least_one(
+    form: str, quantized: Callable[[str, str], Path]
+) -> None:
+    model = load(quantized("llama_tied", form), tune="scales")
+    view = next(iter(model.arena.views.values()))
+    view[0] = LEAST_SCALE
+    least = model.forward(batch())["logprobs"].copy()
+    view[0] = -3
+    np.testing.assert_array_equal(model.forward(batch())["logprobs"], least)
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_tuning_scales_lowers_the_loss_and_keeps_the_integers(
+    form: str, quantized: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = load(quantized("llama_tied", form), tune="scales")
+    tuner = Tuner(model, method="qzo", lr=1e-4, eps=1e-3, run=tmp_path / "run")
+    losses = [tuner.step(batch()).loss for _ in range(60)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.05
+    tuner.save()
+    tuner.close()
+    saved = safetensors_file.read_header(tmp_path / "run" / "model.safetensors")
+    for name, value in tensors(model.bundle).items():
+        kept = safetensors_file.map_tensor(tmp_path / "run" / "model.safetensors", saved[name])
+        assert np.array_equal(kept, value) == (not name.endswith("_scale"))
+
+
+def test_a_row_of_zeros_can_grow() -> None:
+    for form in FORMATS.values():
+        stored = form.quantize("w", np.zeros((2, 32), np.float32))
+        assert (stored["w_scale"] >= LEAST_SCALE).all()
+
+
+def test_what_cannot_be_quantised(
+    quantized: Callable[[str, str], Path], bundle_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no linear layer"):
+        quantize_bundle(quantized("opt", "int8"), tmp_path / "again", "int4")
+    with pytest.raises(InputError, match="use one of int4, int8"):
+        quantize_bundle(bundle_folder("opt"), tmp_path / "other", "int3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_part_of_a_graph_takes_its_constants(
+    quantized: Callable[[str, str], Path],
+) -> None:
+    folder = quantized("llama_tied", "int4")
+    whole, cut = load(folder), load(folder, tune="model.layers.1.*scale")
+    np.testing.assert_array_equal(cut.forward(batch())["logprobs"], whole.forward(batch())["logprobs"])
+    assert open_bundle(folder).manifest.versions["onnxruntime"]
