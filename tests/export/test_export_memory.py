@@ -68,7 +68,9 @@ def write_shards(folder: Path, config: dict[str, object]) -> float:
     for number, shapes in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {
-            name: (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(np.float16)
+            name: (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(
+                np.float16
+            )
             for name, shape in shapes.items()
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -84,7 +86,12 @@ def test_an_export_holds_less_than_two_copies(tmp_path: Path) -> None:
     small = CONFIG | {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 100}
     write_shards(tmp_path / "small", small)
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, *map(str, (tmp_path / "small", tmp_path / "large", tmp_path))],
+        [
+            sys.executable,
+            "-c",
+            WORKER,
+            *map(str, (tmp_path / "small", tmp_path / "large", tmp_path)),
+        ],
         capture_output=True,
         text=True,
     )

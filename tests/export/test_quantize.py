@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnxruntime.quantization.quant_utils import QuantType, quantize_nparray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from edgezo import Tuner, load
 from edgezo_export.quantize import quantize_bundle
@@ -17,9 +19,17 @@ from edgezo_runtime import safetensors_file
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import Model
 
 NAMES = tuple(FORMATS)
 MODELS = ("llama_tied", "llama_untied", "opt")
+
+
+def loaded(folder: Path, tune: str = "full") -> Model:
+    """Loads a tiny bundle, which has no tokenizer, with one that nothing uses."""
+    if not (folder / "tokenizer.json").exists():
+        Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    return load(folder, tune=tune)
 
 
 def batch(vocabulary: int = 96) -> Batch:
@@ -70,7 +80,7 @@ def test_it_computes_with_the_weights_that_its_integers_stand_for(
     bundle_folder: Callable[[str], Path],
     quantized: Callable[[str, str], Path],
 ) -> None:
-    small, whole = load(quantized(model, form)), load(bundle_folder(model))
+    small, whole = loaded(quantized(model, form)), loaded(bundle_folder(model))
     stored = tensors(small.bundle)
     replaced = 0
     for parameter in whole.bundle.manifest.parameters:
@@ -100,9 +110,9 @@ def test_rows_are_rounded_as_onnxruntime_does(quantized: Callable[[str, str], Pa
 def test_every_scale_moves_the_loss_and_no_integer_is_trained(
     form: str, quantized: Callable[[str, str], Path]
 ) -> None:
-    model = load(quantized("llama_tied", form), tune="scales")
+    model = loaded(quantized("llama_tied", form), tune="scales")
     assert {p.kind for p in model.arena.parameters} == {"scale"}
-    assert "quantized" not in {p.kind for p in load(quantized("opt", form)).arena.parameters}
+    assert "quantized" not in {p.kind for p in loaded(quantized("opt", form)).arena.parameters}
     before = model.forward(batch())["logprobs"].copy()
     for view in model.arena.views.values():
         kept = view.copy()
@@ -116,7 +126,7 @@ def test_every_scale_moves_the_loss_and_no_integer_is_trained(
 def test_a_scale_below_zero_counts_as_the_least_one(
     form: str, quantized: Callable[[str, str], Path]
 ) -> None:
-    model = load(quantized("llama_tied", form), tune="scales")
+    model = loaded(quantized("llama_tied", form), tune="scales")
     view = next(iter(model.arena.views.values()))
     view[0] = LEAST_SCALE
     least = model.forward(batch())["logprobs"].copy()
@@ -128,7 +138,7 @@ def test_a_scale_below_zero_counts_as_the_least_one(
 def test_tuning_scales_lowers_the_loss_and_keeps_the_integers(
     form: str, quantized: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    model = load(quantized("llama_tied", form), tune="scales")
+    model = loaded(quantized("llama_tied", form), tune="scales")
     tuner = Tuner(model, method="qzo", lr=1e-4, eps=1e-3, run=tmp_path / "run")
     losses = [tuner.step(batch()).loss for _ in range(60)]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.05
@@ -160,6 +170,8 @@ def test_the_first_part_of_a_graph_takes_its_constants(
     quantized: Callable[[str, str], Path],
 ) -> None:
     folder = quantized("llama_tied", "int4")
-    whole, cut = load(folder), load(folder, tune="model.layers.1.*scale")
-    np.testing.assert_array_equal(cut.forward(batch())["logprobs"], whole.forward(batch())["logprobs"])
+    whole, cut = loaded(folder), loaded(folder, tune="model.layers.1.*scale")
+    np.testing.assert_array_equal(
+        cut.forward(batch())["logprobs"], whole.forward(batch())["logprobs"]
+    )
     assert open_bundle(folder).manifest.versions["onnxruntime"]
