@@ -41,15 +41,14 @@ TUNING: dict[str, Any] = {
 class Shown(Callback):
     """Shows each step."""
 
-    def on_step(self, step: Step) -> None:
-        click.echo(f"step {step.number}: loss {step.loss:.3f}", err=True)
+    def on_step(self, step: Step, seconds: float) -> None:
+        click.echo(f"step {step.number}: loss {step.loss:.3f}, {seconds:.1f} s", err=True)
 
 
 @click.command()
 @click.option("--train", "train_rows", type=click.Path(path_type=Path), required=True)
 @click.option("--test", "test_rows", type=click.Path(path_type=Path), required=True)
 @click.option("--format", "form", default="int4", show_default=True)
-@click.option("--rows", type=int, default=872, show_default=True, help="Of the test, at most.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/quantized.json.")
@@ -57,7 +56,6 @@ def main(
     train_rows: Path,
     test_rows: Path,
     form: str,
-    rows: int,
     threads: int | None,
     as_json: bool,
     keep: bool,
@@ -79,17 +77,16 @@ def main(
             **TUNING,
         )
         data = prepare(model, settings)
-        held_out = data.held_out[:rows]
-        before = evaluate(model, data.task, held_out)
+        before = evaluate(model, data.task, data.held_out)
         started = time.perf_counter()
-        train(settings, Shown(), model)
+        after = train(settings, Shown(), model).metrics
+        assert after is not None
         seconds = time.perf_counter() - started
-        after = evaluate(model, data.task, held_out)
     results = {
         "format": form,
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,
-        "examples": len(held_out),
+        "examples": before.examples,
         "seconds": round(seconds, 1),
         "forwards": TUNING["steps"] * TUNING["samples"],
         "tuning": TUNING,
