@@ -19,8 +19,8 @@ class Settings:
 
     Attributes:
         bundle: the base bundle.
-        data: training rows, JSONL.
-        eval_data: held-out rows, JSONL, or None.
+        data: training rows, JSONL; of arrays also `.npz`.
+        eval_data: held-out rows, likewise, or None.
         out: the RUN folder.
         task: ``"classify"``, ``"generate"`` or ``"text"``; None: by the data's columns.
         template: the prompt, with columns in braces; None: the task's own.

@@ -34,10 +34,10 @@ def command(
     labels: str | None,
     as_json: bool,
 ) -> None:
-    """Make a bundle of SOURCE: a folder with a Hugging Face causal language model, or an .onnx file.
+    """Make a bundle of SOURCE, a folder with a Hugging Face language model or an .onnx file.
 
-    A folder needs `pip install 'edgezo[export]'`, a file `pip install 'edgezo[onnx]'`. The bundle is
-    checked against transformers, or the untouched file, before it appears.
+    A folder needs `pip install 'edgezo[export]'`, a file `pip install 'edgezo[onnx]'`. The bundle
+    is checked against transformers, or the untouched file, before it appears.
     """
     started = time.perf_counter()
     fields: dict[str, Any] = {"out": str(out)}
