@@ -65,8 +65,7 @@ def main() -> None:
                 "train", bundle, "--data", folder / "train.npz", "--eval-data", test,
                 "--out", out, *flags,
             )  # fmt: skip
-            journal = (out / "journal.ezj").stat().st_size
-            results["runs"][title] = {"settings": settings, "journal_bytes": journal, **trained}
+            results["runs"][title] = {"settings": settings, **trained}
             del results["runs"][title]["run_dir"]
             print(title, results["runs"][title], flush=True)
     if arguments.record:
