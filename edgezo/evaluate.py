@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgezo.data.batches import eval_batches
-from edgezo.tasks.base import Example, Task
+from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo_runtime.batch import Tally
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
@@ -66,8 +66,8 @@ class Metrics:
 
 def evaluate(
     model: Model,
-    task: Task,
-    examples: Sequence[Example],
+    task: BaseTask,
+    examples: Sequence[BaseExample],
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Metrics:

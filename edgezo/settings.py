@@ -22,8 +22,8 @@ class Settings:
 
     Attributes:
         bundle: the base bundle.
-        data: training rows, JSONL.
-        eval_data: held-out rows, JSONL, or None.
+        data: training rows, JSONL; of arrays also `.npz`.
+        eval_data: held-out rows, likewise, or None.
         out: the RUN folder.
         task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``; None: by the
             model and the data's columns.

@@ -11,12 +11,11 @@ from typing import Any
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
-from edgezo.data.rows import read_rows
 from edgezo.evaluate import Metrics, evaluate
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import ADAPTER_SETTINGS, Settings
-from edgezo.tasks import make_task
-from edgezo.tasks.base import Example, Task
+from edgezo.tasks import read_data, task_of
+from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo.tasks.labels import parse_label_words
 from edgezo.tuner import Tuner
 from edgezo_runtime import journal
@@ -28,9 +27,9 @@ from edgezo_runtime.model import Model, load
 class TrainingData:
     """A task, its examples, and what names them in a journal."""
 
-    task: Task
-    train: Sequence[Example]
-    held_out: Sequence[Example]
+    task: BaseTask
+    train: Sequence[BaseExample]
+    held_out: Sequence[BaseExample]
     notes: dict[str, Any]
 
 
@@ -155,21 +154,13 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
 
 def prepare(model: Model, settings: Settings) -> TrainingData:
     """Reads a run's data and makes its examples."""
-    rows = read_rows(settings.data)
-    task = make_task(
-        settings.task,
-        rows,
-        model.tokenizer,
-        model.context_length,
-        template=settings.template,
-        label_words=_words(settings.label_words),
-        defaults=model.bundle.manifest.task,
-        form=model.form,
-    )
+    rows = read_data(settings.data, model)
+    words = _words(settings.label_words)
+    task = task_of(model, rows, settings.task, settings.template, words)
     train_examples = task.encode_rows(rows)
-    held_out: Sequence[Example] = ()
+    held_out: Sequence[BaseExample] = ()
     if settings.eval_data:
-        held_out = task.encode_rows(read_rows(settings.eval_data))
+        held_out = task.encode_rows(read_data(settings.eval_data, model))
     notes = {
         "task": task.settings(),
         "data": rows.sha256,
@@ -251,6 +242,6 @@ def _due(step: int, every: int) -> bool:
     return bool(every) and step > 0 and step % every == 0
 
 
-def evaluate_if(examples: Sequence[Example], run: Callable[[], Metrics]) -> Metrics | None:
+def evaluate_if(examples: Sequence[BaseExample], run: Callable[[], Metrics]) -> Metrics | None:
     """Returns `run()` if there are examples to run on."""
     return run() if examples else None

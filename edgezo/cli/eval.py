@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -15,16 +16,20 @@ from edgezo.cli.common import (
     template_option,
     threads_option,
 )
-from edgezo.data.rows import read_rows
 from edgezo.evaluate import evaluate
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.tasks import make_task, task_from_settings
+from edgezo.tasks import Arrays, BaseTask, read_data, task_from_settings, task_of
 from edgezo_runtime.journal import read
 
 
 @subcommand("edgezo eval runs/first --data test.jsonl")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Rows, JSONL.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Rows, JSONL; of arrays also .npz.",
+)
 @click.option(
     "--task", help="classify, masked, head, generate or text.  [default: by the data's columns]"
 )
@@ -43,28 +48,19 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL, a bundle or a finished run, on rows of JSONL.
+    """Measure MODEL, a bundle or a finished run, on rows of data.
 
     A bundle that was not tuned is measured zero-shot. A run is measured with its own prompt and
     label words unless others are given.
     """
     loaded, _ = open_model(model, threads)
-    rows = read_rows(data)
+    rows = read_data(data, loaded)
     given = (task, template, label_words)
     own = read(RunFolder(model).journal).header.get("task") if is_run(model) else None
-    if own and given == (None, None, None):
-        maker = task_from_settings(own, loaded.tokenizer)
+    if given != (None, None, None) or not own or own.get("name") == Arrays.name:
+        maker = task_of(loaded, rows, task, template, label_words)
     else:
-        maker = make_task(
-            task,
-            rows,
-            loaded.tokenizer,
-            loaded.context_length,
-            template=template,
-            label_words=label_words,
-            defaults=loaded.bundle.manifest.task,
-            form=loaded.form,
-        )
+        maker = cast(BaseTask, task_from_settings(own, loaded.tokenizer))
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
     metrics = evaluate(loaded, maker, examples, batch_size)

@@ -30,8 +30,8 @@ WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 
 @subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
 @click.argument("bundle", required=False)
-@click.option("--data", help="Training rows, JSONL.")
-@click.option("--eval-data", help="Held-out rows, JSONL.")
+@click.option("--data", help="Training rows, JSONL; of arrays also .npz.")
+@click.option("--eval-data", help="Held-out rows, likewise.")
 @click.option("--out", help="Folder for the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
 @click.option(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgezo_runtime.batch import Batch
+from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.noise import Purpose, random_words
 
 if TYPE_CHECKING:
-    from edgezo.tasks.base import Example, Task
+    from edgezo.tasks.base import BaseExample, BaseTask
 
 #: Rows are sorted by length within windows of at most this many batches, and a quarter of an
 #: epoch: within a window, the same rows would meet in every epoch.
@@ -81,8 +81,8 @@ class BatchPlan:
 
 
 def eval_batches(
-    task: Task, examples: Sequence[Example], batch_size: int
-) -> Iterator[tuple[np.ndarray, Batch]]:
+    task: BaseTask, examples: Sequence[BaseExample], batch_size: int
+) -> Iterator[tuple[np.ndarray, BaseBatch]]:
     """Yields every example once, shortest first.
 
     Yields:

@@ -47,7 +47,7 @@ class Rows(Sequence[Row]):
 
     def place(self, index: int) -> str:
         """Returns the words by which errors name row `index`."""
-        return _place(self.path, self.lines[index])
+        return place_of(self.path, self.lines[index])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,6 +63,16 @@ def read_rows(path: Path | str) -> Rows:
             lacks a column of the first row's layout or has the wrong thing in it.
     """
     path = Path(path)
+    items, lines, digest = read_items(path)
+    return _checked(items, lines, path, digest)
+
+
+def read_items(path: Path) -> tuple[list[Row], list[int], str]:
+    """Returns the rows of a JSONL file, whatever their columns, their lines, and its SHA-256.
+
+    Raises:
+        InputError: the file is missing or not UTF-8, or a line is not a JSON object.
+    """
     digest = hashlib.sha256()
     items: list[Row] = []
     lines: list[int] = []
@@ -73,7 +83,7 @@ def read_rows(path: Path | str) -> Rows:
                 line = line.removeprefix(_BOM) if number == 1 else line
                 if not line.strip():
                     continue
-                items.append(_parse(line, _place(path, number)))
+                items.append(_parse(line, place_of(path, number)))
                 lines.append(number)
     except FileNotFoundError as error:
         raise InputError(
@@ -84,7 +94,7 @@ def read_rows(path: Path | str) -> Rows:
         raise InputError(
             f"data file {path} cannot be read: {reason}; give the path of a JSONL file"
         ) from error
-    return _checked(items, lines, path, digest.hexdigest())
+    return items, lines, digest.hexdigest()
 
 
 def rows_from(items: Iterable[Mapping[str, Any]]) -> Rows:
@@ -95,7 +105,7 @@ def rows_from(items: Iterable[Mapping[str, Any]]) -> Rows:
     """
     parsed: list[Row] = []
     for number, item in enumerate(items, start=1):
-        place = _place(None, number)
+        place = place_of(None, number)
         try:
             text = json.dumps(dict(item), ensure_ascii=False, allow_nan=False)
             parsed.append(_parse(text.encode(errors="surrogatepass"), place))
@@ -148,7 +158,8 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _place(path: Path | None, number: int) -> str:
+def place_of(path: Path | None, number: int) -> str:
+    """Returns the words by which errors name a row: its line in a file, or its number."""
     return f"row {number} of the data" if path is None else f"{path} line {number}"
 
 
@@ -224,10 +235,10 @@ def _checked(items: list[Row], lines: list[int], path: Path | None, digest: str)
     if not items:
         name = "the data" if path is None else f"data file {path}"
         raise InputError(f"{name} has no rows; give one JSON object per line, with {LAYOUTS}")
-    kind, required = _layout(items[0], _place(path, lines[0]))
+    kind, required = _layout(items[0], place_of(path, lines[0]))
     first = lines[0]
     for row, number in zip(items, lines, strict=True):
-        place = _place(path, number)
+        place = place_of(path, number)
         for column in required:
             if column not in row:
                 raise InputError(

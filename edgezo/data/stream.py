@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
+from edgezo.data.arrays import ArrayRows
 from edgezo.data.batches import BatchPlan
-from edgezo.data.rows import Rows, read_rows, rows_from
-from edgezo.tasks import Task, make_task
-from edgezo_runtime.batch import Batch
+from edgezo.data.rows import Rows
+from edgezo.tasks import BaseTask, make_task, read_data, task_of
+from edgezo.tasks.of_model import Data
+from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.model import Model
 from edgezo_runtime.text import Tokenizer
 
 
@@ -34,21 +36,22 @@ class TextModel(Protocol):
 
 
 def batches(
-    data: Path | str | Rows | Iterable[Mapping[str, Any]],
-    model: TextModel,
-    task: str | Task | None = None,
+    data: Data,
+    model: TextModel | Model,
+    task: str | BaseTask | None = None,
     batch_size: int = 16,
     seed: int = 0,
     template: str | None = None,
     label_words: str | Sequence[str] | Mapping[str, str] | None = None,
     epochs: int | None = 1,
-) -> Iterator[Batch]:
+) -> Iterator[BaseBatch]:
     """Returns the batches of `data` for `model`, shuffled by `seed`, hardly padded.
 
     The data is read and encoded before this returns; batches are then made one by one.
 
     Args:
-        data: path of a JSONL file, or the rows themselves.
+        data: path of a JSONL file, or the rows themselves; for a model of arrays also the path of
+            an `.npz` file, or a mapping of column names to arrays.
         model: what the batches are for.
         task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``, or a task made
             before (to give evaluation rows the labels of the training rows); default: by the model
@@ -62,14 +65,11 @@ def batches(
     Raises:
         InputError: the data, the template or the label words are wrong.
     """
-    if isinstance(data, Rows):
-        rows = data
-    elif isinstance(data, str | Path):
-        rows = read_rows(data)
-    else:
-        rows = rows_from(data)
-    if not isinstance(task, Task):
-        task = make_task(
+    rows = read_data(data, model)
+    if isinstance(task, BaseTask):
+        return _stream(task, rows, batch_size, seed, epochs)
+    if isinstance(rows, Rows):
+        made = make_task(
             task,
             rows,
             model.tokenizer,
@@ -78,12 +78,15 @@ def batches(
             label_words,
             form=model.form,
         )
+        return _stream(made, rows, batch_size, seed, epochs)
+    assert isinstance(model, Model)  # nothing else takes arrays
+    task = task_of(model, rows, task, template, label_words)
     return _stream(task, rows, batch_size, seed, epochs)
 
 
 def _stream(
-    task: Task, rows: Rows, batch_size: int, seed: int, epochs: int | None
-) -> Iterator[Batch]:
+    task: BaseTask, rows: Rows | ArrayRows, batch_size: int, seed: int, epochs: int | None
+) -> Iterator[BaseBatch]:
     examples = task.encode_rows(rows)
     plan = BatchPlan([example.length for example in examples], batch_size, seed)
     steps = itertools.count(1) if epochs is None else range(1, epochs * plan.steps_per_epoch + 1)

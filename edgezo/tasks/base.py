@@ -1,4 +1,4 @@
-"""What a task is: rows of text in, batches of tokens and their objective out."""
+"""What a task is: rows in, batches and their objective out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgezo.data.rows import Rows
-from edgezo_runtime.batch import Batch, Objective
+from edgezo_runtime.batch import BaseBatch, Batch, Objective
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
@@ -37,8 +37,17 @@ class Part:
     decoder_tokens: np.ndarray | None = None
 
 
+class BaseExample(abc.ABC):
+    """One encoded row, or a part of it."""
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """What examples of one batch should have in common."""
+
+
 @dataclass(frozen=True)
-class Example:
+class Example(BaseExample):
     """One encoded row, or one window of a long text.
 
     Attributes:
@@ -55,7 +64,7 @@ class Example:
         return max(len(part.tokens) for part in self.parts)
 
 
-class Task(abc.ABC):
+class BaseTask(abc.ABC):
     """Encodes rows into examples and collates examples into batches.
 
     Attributes:
@@ -65,11 +74,30 @@ class Task(abc.ABC):
 
     name: str
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
-        self.tokenizer = tokenizer
-        self.context_length = context_length
+    def __init__(self) -> None:
         self.truncated = 0
         self.skipped = 0
+
+    @abc.abstractmethod
+    def encode_rows(self, rows: Any) -> Sequence[BaseExample]:
+        """Returns the examples of all rows, in order; raises InputError if a row is wrong."""
+
+    @abc.abstractmethod
+    def collate(self, examples: Sequence[Any]) -> BaseBatch:
+        """Returns the batch of `examples`."""
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Returns what tells this task from others; plain JSON."""
+
+
+class Task(BaseTask):
+    """A task of text: what the rows say becomes tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.context_length = context_length
 
     @abc.abstractmethod
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:

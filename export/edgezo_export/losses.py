@@ -168,7 +168,8 @@ def _read_loss(path: Path, opset: int) -> ir.Model:
             proto = version_converter.convert_version(onnx.load_model(path), opset)
         except Exception as error:
             raise InputError(
-                f"{path} has opset {own}, the model {opset}, and it cannot be converted: {error}"
+                f"{path} has opset {own}, the model {opset}, and cannot be converted: "
+                f"write the loss with opset {opset}"
             ) from error
         loss = ir.from_proto(proto)
     if len(loss.graph.inputs) != 2 or len(loss.graph.outputs) != 1:

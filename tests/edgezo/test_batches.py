@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgezo.data import BatchPlan, eval_batches, rows_from
 from edgezo.data.stream import batches
 from edgezo.tasks import make_task
-from edgezo_runtime.batch import CandidateLoss
+from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)
@@ -98,6 +98,7 @@ def test_evaluation_is_sorted_and_its_order_restorable(model: SmallModel) -> Non
     for indices, batch in eval_batches(task, examples, 16):
         assert isinstance(batch.objective, CandidateLoss)
         labels[indices] = batch.objective.labels
+        assert isinstance(batch, Batch)
         widths.append(batch.input_ids.shape[1])
     assert labels.tolist() == [row["label"] for row in ROWS]
     assert widths == sorted(widths) and len(widths) == 3
@@ -112,6 +113,7 @@ def test_stream_of_a_file_and_of_rows(model: SmallModel, tmp_path: Path) -> None
     from_rows = list(batches(ROWS, model, seed=3, label_words="bad,good"))
     assert len(from_file) == len(from_rows) == 3
     for one, other in zip(from_file, from_rows, strict=True):
+        assert isinstance(one, Batch) and isinstance(other, Batch)
         np.testing.assert_array_equal(one.input_ids, other.input_ids)
     assert len(list(batches(ROWS, model, epochs=2))) == 6
     assert len(list(itertools.islice(batches(ROWS, model, epochs=None), 20))) == 20

@@ -274,6 +274,7 @@ def test_a_step_that_raises_leaves_no_trace(
         tuner = Tuner(model, lr=1e-3, seed=3, run=folder)
         for batch in package.batches(data / "train.jsonl", model, batch_size=4):
             if faulty and tuner.step_index in (0, 9, 20):
+                assert isinstance(batch, Batch)
                 fail(model, tuner, batch)
             tuner.step(batch)
         tuner.save()

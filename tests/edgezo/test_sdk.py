@@ -23,7 +23,7 @@ from edgezo.tasks import make_task
 from edgezo.tasks.base import Task
 from edgezo.train import resume, train
 from edgezo_runtime import journal, safetensors_file
-from edgezo_runtime.batch import Batch, CandidateLoss
+from edgezo_runtime.batch import BaseBatch, Batch, CandidateLoss
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def model(tiny_bundle: Path) -> edgezo.Model:
 
 
 @pytest.fixture
-def batches(model: edgezo.Model, data: Path) -> Iterator[Batch]:
+def batches(model: edgezo.Model, data: Path) -> Iterator[BaseBatch]:
     return edgezo.batches(data / "train.jsonl", model, batch_size=4, epochs=None)
 
 
@@ -77,7 +77,9 @@ def test_the_example_of_the_design(tiny_bundle: Path, data: Path, tmp_path: Path
     assert tuned == result_of(run)[0] != (tiny_bundle / "model.safetensors").read_bytes()
 
 
-def test_tuning_lowers_the_loss(model: edgezo.Model, data: Path, batches: Iterator[Batch]) -> None:
+def test_tuning_lowers_the_loss(
+    model: edgezo.Model, data: Path, batches: Iterator[BaseBatch]
+) -> None:
     task, examples = task_of(model, data / "dev.jsonl")
     before = edgezo.evaluate(model, task, examples)
     tuner = edgezo.Tuner(model, lr=1e-3)
@@ -90,7 +92,7 @@ def test_tuning_lowers_the_loss(model: edgezo.Model, data: Path, batches: Iterat
 
 
 def test_an_own_learning_rate_is_recorded(
-    model: edgezo.Model, batches: Iterator[Batch], tmp_path: Path
+    model: edgezo.Model, batches: Iterator[BaseBatch], tmp_path: Path
 ) -> None:
     tuner = edgezo.Tuner(model, lr=1e-3, run=tmp_path / "run")
     for lr in (None, 5e-4, 0.0):
@@ -105,7 +107,7 @@ def test_an_own_learning_rate_is_recorded(
 
 
 def test_evaluation_between_steps_sees_unperturbed_weights(
-    model: edgezo.Model, data: Path, batches: Iterator[Batch], tmp_path: Path
+    model: edgezo.Model, data: Path, batches: Iterator[BaseBatch], tmp_path: Path
 ) -> None:
     task, examples = task_of(model, data / "dev.jsonl")
     tuner = edgezo.Tuner(model, lr=1e-3, run=tmp_path / "run")
@@ -131,7 +133,7 @@ def test_evaluation_between_steps_sees_unperturbed_weights(
     assert result_of(tmp_path / "quiet") == result_of(tmp_path / "run")
 
 
-def test_saving_again(model: edgezo.Model, batches: Iterator[Batch], tmp_path: Path) -> None:
+def test_saving_again(model: edgezo.Model, batches: Iterator[BaseBatch], tmp_path: Path) -> None:
     tuner = edgezo.Tuner(model, lr=1e-3)
     early = None
     for count in (3, 2, 0):
@@ -155,7 +157,7 @@ def test_saving_again(model: edgezo.Model, batches: Iterator[Batch], tmp_path: P
 
 
 def test_a_saved_run_can_be_used(
-    model: edgezo.Model, data: Path, batches: Iterator[Batch], tmp_path: Path
+    model: edgezo.Model, data: Path, batches: Iterator[BaseBatch], tmp_path: Path
 ) -> None:
     for name, kept in (("memory", None), ("disk", tmp_path / "disk")):
         fresh = edgezo.load(model.bundle.folder, threads=1)
@@ -190,7 +192,9 @@ def test_a_run_on_disk_goes_on(model: edgezo.Model, data: Path, tmp_path: Path) 
     assert result_of(tmp_path / "parts") == result_of(tmp_path / "whole")
 
 
-def test_a_tuned_model_begins_no_other_run(model: edgezo.Model, batches: Iterator[Batch]) -> None:
+def test_a_tuned_model_begins_no_other_run(
+    model: edgezo.Model, batches: Iterator[BaseBatch]
+) -> None:
     tuner = edgezo.Tuner(model, lr=1e-3)
     tuner.step(next(batches))
     with pytest.raises(edgezo.InputError, match="load the bundle again"):
@@ -200,7 +204,9 @@ def test_a_tuned_model_begins_no_other_run(model: edgezo.Model, batches: Iterato
         edgezo.Tuner(model, lr=1e-3)
 
 
-def test_weight_decay_shrinks_matrices_alone(tiny_bundle: Path, batches: Iterator[Batch]) -> None:
+def test_weight_decay_shrinks_matrices_alone(
+    tiny_bundle: Path, batches: Iterator[BaseBatch]
+) -> None:
     batch, views = next(batches), []
     for decay in (0.0, 2.0):
         model = edgezo.load(tiny_bundle, threads=1)

@@ -1,0 +1,261 @@
+"""ONNX files of other exporters: they become bundles that compute the same, or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from foreign_files import (
+    SOFTMAX,
+    SOFTMAX_IN_PIECES,
+    branching,
+    classifier,
+    save,
+    with_place,
+    with_weights,
+)
+from onnx import ModelProto
+
+from edgezo_export.onnx_file import DEAD, onnx_to_bundle
+from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import load
+from edgezo_runtime.ort import onnxruntime
+
+TRAINED = {"conv_w", "conv_b", "gamma", "beta", "head", "head_bias"}
+
+
+def plain(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def images(rows: int = 3) -> np.ndarray:
+    return np.random.default_rng(4).normal(size=(rows, 2, 6, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("constants", [False, True])
+@pytest.mark.parametrize(
+    ("end", "output"), [("", "scores"), (SOFTMAX, "prob"), (SOFTMAX_IN_PIECES, "prob")]
+)
+def test_cross_entropy(tmp_path: Path, end: str, output: str, constants: bool) -> None:
+    path = save(classifier(end, output, constants=constants), tmp_path / "model.onnx")
+    exported = onnx_to_bundle(path, tmp_path / "b.edgezo", labels=["a", "b", "c"])
+    reasons = {weight.name: weight.reason for weight in exported.weights}
+    assert {name for name, reason in reasons.items() if not reason} == TRAINED
+    assert reasons["mean"] == "a running mean of BatchNormalization"
+    assert reasons["low"] == "a single number" or reasons["low"] == "a bound"
+    assert reasons["shape"].startswith("int64")
+    model = load(tmp_path / "b.edgezo", threads=1)
+    assert model.bundle.manifest.task["labels"] == ["a", "b", "c"]
+    labels = np.array([0, 2, 1])
+    outputs = model.forward(ArrayBatch({"image": images()}, labels, RowLoss(labels, output)))
+    expected = plain(path, {"image": images()})
+    np.testing.assert_allclose(outputs[output], expected, rtol=1e-5, atol=1e-6)
+    probabilities = expected
+    if output == "scores":
+        probabilities = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    wanted = -np.log(probabilities[np.arange(3), labels])
+    np.testing.assert_allclose(outputs["losses"], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+def test_mean_squared_error(tmp_path: Path, opset: int) -> None:
+    path = save(classifier(opset=opset), tmp_path / "model.onnx")
+    onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+    model = load(tmp_path / "b.edgezo", threads=1)
+    targets = np.ones((3, 3), np.float32)
+    found = model.loss(ArrayBatch({"image": images()}, targets, RowLoss()))
+    expected = plain(path, {"image": images()})
+    assert found == pytest.approx(((expected - 1) ** 2).mean(), rel=1e-5)
+
+
+CUSTOM = """
+<ir_version: 8, opset_import: ["" : {opset}]>
+loss (float[N, 3] out, float[N, 3] wanted) => (float{shape} value)
+{{
+    difference = Sub(out, wanted)
+    size = Abs(difference)
+    value = {reduce}(size)
+}}
+"""
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_loss_of_one_s_own(tmp_path: Path, opset: int, scalar: bool) -> None:
+    reduce = "ReduceMean<keepdims=0>" if scalar else "ReduceMean<axes=[1], keepdims=0>"
+    text = CUSTOM.format(opset=opset, shape="" if scalar else "[N]", reduce=reduce)
+    loss = save(with_weights(text, {}), tmp_path / "loss.onnx")
+    path = save(classifier(), tmp_path / "model.onnx")
+    onnx_to_bundle(path, tmp_path / "b.edgezo", loss=str(loss))
+    model = load(tmp_path / "b.edgezo", threads=1)
+    targets = np.ones((3, 3), np.float32)
+    outputs = model.forward(ArrayBatch({"image": images()}, targets, RowLoss()))
+    expected = np.abs(plain(path, {"image": images()}) - 1)
+    wanted = np.full(3, expected.mean()) if scalar else expected.mean(axis=1)
+    np.testing.assert_allclose(outputs["losses"], wanted, rtol=1e-5)
+
+
+def test_a_loss_newer_than_the_model(tmp_path: Path) -> None:
+    text = CUSTOM.format(opset=14, shape="", reduce="ReduceMean<keepdims=0>")
+    loss = save(with_weights(text, {}), tmp_path / "loss.onnx")
+    path = save(classifier(), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="has opset 14, the model 12"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", loss=str(loss))
+
+
+def test_weights_inside_branches(tmp_path: Path) -> None:
+    path = save(branching(), tmp_path / "model.onnx")
+    exported = onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+    assert {w.name for w in exported.weights if w.trainable} == {"a", "b"}
+    model = load(tmp_path / "b.edgezo", threads=1)
+    x, targets = np.ones((2, 4), np.float32), np.zeros((2, 2), np.float32)
+    for rate, name in ((16000, "a"), (8000, "b")):
+        feeds = {"x": x, "rate": np.array(rate)}
+        batch = ArrayBatch(feeds, targets, RowLoss())
+        np.testing.assert_allclose(model.forward(batch)["out"], plain(path, feeds))
+        before = model.loss(batch)
+        model.arena.views[name][...] += 1
+        assert model.loss(batch) != before
+
+
+def test_a_batch_of_one_becomes_free(tmp_path: Path) -> None:
+    model = classifier()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    path = save(model, tmp_path / "model.onnx")
+    assert onnx_to_bundle(path, tmp_path / "b.edgezo").difference <= 1e-5
+
+
+def test_rows_that_mix_are_refused(tmp_path: Path) -> None:
+    path = save(
+        with_weights(
+            """
+            <ir_version: 8, opset_import: ["" : 13]>
+            mix (float[N, 4] x) => (float[N, 2] out)
+            {
+                product = MatMul(x, w)
+                mean = ReduceMean<axes=[0], keepdims=1>(product)
+                out = Sub(product, mean)
+            }
+            """,
+            {"w": np.arange(8, dtype=np.float32).reshape(4, 2)},
+        ),
+        tmp_path / "model.onnx",
+    )
+    with pytest.raises(InputError, match="rows"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+    assert not (tmp_path / "b.edgezo").exists()
+
+
+def test_a_fixed_batch_inside_is_refused(tmp_path: Path) -> None:
+    model = classifier()
+    shape = next(t for t in model.graph.initializer if t.name == "shape")
+    shape.CopyFrom(onnx.numpy_helper.from_array(np.array([1, 4]), "shape"))
+    path = save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"one row but not 3.*free batch size"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo")
+
+
+def test_a_dead_weight_stays_a_constant(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 13]>
+    dead (float[N, 4] x) => (float[N, 2] out)
+    {
+        product = MatMul(x, w)
+        square = Mul(gone, gone)
+        nothing = Mul(square, zero)
+        out = Add(product, nothing)
+    }
+    """
+    weights = {
+        "w": np.ones((4, 2), np.float32),
+        "gone": np.ones(2, np.float32),
+        "zero": np.zeros((), np.float32),
+    }
+    path = save(with_weights(text, weights), tmp_path / "model.onnx")
+    exported = onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+    assert {w.name: w.reason for w in exported.weights if w.name == "gone"} == {"gone": DEAD}
+    assert [p.name for p in load(tmp_path / "b.edgezo").bundle.manifest.parameters] == ["w"]
+
+
+def test_names_are_made_safe(tmp_path: Path) -> None:
+    model = classifier()
+    for old, new in (("head", "a,b*[c]"), ("gamma", "targets"), ("beta", "losses")):
+        for tensor in model.graph.initializer:
+            tensor.name = new if tensor.name == old else tensor.name
+        for node in model.graph.node:
+            for index, name in enumerate(node.input):
+                node.input[index] = new if name == old else name
+    exported = onnx_to_bundle(save(model, tmp_path / "m.onnx"), tmp_path / "b.edgezo")
+    names = {w.name for w in exported.weights if w.trainable}
+    assert {"a_b_c_", "targets.2", "losses.2"} <= names
+
+
+def test_external_data(tmp_path: Path) -> None:
+    path = save(classifier(), tmp_path / "model.onnx", external="model.data")
+    onnx_to_bundle(path, tmp_path / "b.edgezo")
+    model = load(tmp_path / "b.edgezo", threads=1)
+    labels = np.array([0, 2, 1])
+    found = model.forward(ArrayBatch({"image": images()}, labels, RowLoss()))["scores"]
+    np.testing.assert_allclose(found, plain(path, {"image": images()}), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "link", "", "a/../../secret"])
+def test_external_data_outside_the_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(100))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    path = with_place(save(classifier(), folder / "model.onnx"), place)
+    with pytest.raises(InputError, match="outside the file's folder"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo")
+
+
+def cut_external(folder: Path) -> ModelProto:
+    save(classifier(), folder / "x.onnx", external="x.data")
+    (folder / "x.data").write_bytes((folder / "x.data").read_bytes()[:40])
+    return onnx.load_model(folder / "x.onnx", load_external_data=False)
+
+
+def changed(**change: str) -> ModelProto:
+    model = classifier()
+    for node in model.graph.node:
+        if node.op_type in change:
+            node.domain = change[node.op_type]
+    return model
+
+
+REFUSED = {
+    "a custom domain": (lambda f: changed(Clip="my.own"), r"my\.own\.Clip"),
+    "an old opset": (lambda f: classifier(opset=9), "opset 9"),
+    "no such output": (lambda f: classifier(), "give --output, one of 'scores'"),
+    "cut data": (cut_external, "is cut"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(tmp_path: Path, case: str) -> None:
+    make, sentence = REFUSED[case]
+    path = save(make(tmp_path), tmp_path / "model.onnx")
+    output = "none" if case == "no such output" else None
+    with pytest.raises(InputError, match=sentence):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", output=output)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "sentence"),
+    [
+        ("hinge", None, "loss is 'hinge'"),
+        ("cross-entropy", ["a", "b"], "2 labels were given"),
+        ("cross-entropy", ["a", "b", "a"], "occurs twice"),
+        ("mse", ["a", "b", "c"], "3 labels were given"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, loss: str, labels: list[str], sentence: str) -> None:
+    path = save(classifier(), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=sentence):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", loss=loss, labels=labels)

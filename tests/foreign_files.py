@@ -1,0 +1,112 @@
+"""Small ONNX files such as other exporters write, and bundles of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+#: A convolution, a batch normalisation and a head, as an image classifier has them.
+CLASSIFIER = """
+<ir_version: 8, opset_import: ["" : {opset}]>
+classifier (float[N, 2, 6, 6] image) => (float[N, 3] {output})
+{{
+    conv = Conv<pads=[1,1,1,1]>(image, {w}, {b})
+    normed = BatchNormalization(conv, gamma, beta, mean, variance)
+    active = Clip(normed, low, high)
+    pooled = GlobalAveragePool(active)
+    flat = Reshape(pooled, shape)
+    scores = Gemm<transB=1>(flat, head, head_bias)
+    {end}
+}}
+"""
+SOFTMAX = "prob = Softmax<axis=1>(scores)"
+SOFTMAX_IN_PIECES = """top = ReduceMax<axes=[1], keepdims=1>(scores)
+    low_scores = Sub(scores, top)
+    power = Exp(low_scores)
+    total = ReduceSum<axes=[1], keepdims=1>(power)
+    prob = Div(power, total)"""
+BRANCHES = """
+<ir_version: 8, opset_import: ["" : 16]>
+branches (float[N, 4] x, int64 rate) => (float[N, 2] out)
+{{
+    fast = Equal(rate, limit)
+    out = If(fast) <
+        then_branch = yes () => (float[N, 2] t) {{
+            a = Constant<value = float[4, 2] {{1, 2, 3, 4, 5, 6, 7, 8}}>()
+            t = MatMul(x, a)
+        }},
+        else_branch = no () => (float[N, 2] e) {{
+            b = Constant<value = float[4, 2] {{8, 7, 6, 5, 4, 3, 2, 1}}>()
+            e = MatMul(x, b)
+        }}
+    >
+}}
+"""
+
+
+def with_weights(text: str, weights: dict[str, np.ndarray], constants: bool = False) -> ModelProto:
+    """Returns the model of `text` with weights as initializers, or as Constant nodes."""
+    model = parser.parse_model(text)
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    if not constants:
+        model.graph.initializer.extend(tensors)
+        return model
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors]
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def classifier_weights(w: str = "conv.w", b: str = "conv.b") -> dict[str, np.ndarray]:
+    """Returns random weights of `CLASSIFIER`."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        w: (4, 2, 3, 3), b: (4,), "gamma": (4,), "beta": (4,), "mean": (4,), "head": (3, 4),
+        "head_bias": (3,),
+    }  # fmt: skip
+    weights = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    weights["variance"] = np.ones(4, np.float32)
+    weights["low"], weights["high"] = np.float32(-5).reshape(()), np.float32(6).reshape(())
+    return weights | {"shape": np.array([-1, 4])}
+
+
+def classifier(
+    end: str = "", output: str = "scores", opset: int = 12, constants: bool = False
+) -> ModelProto:
+    """Returns an image classifier that ends in `end`."""
+    text = CLASSIFIER.format(opset=opset, w="conv_w", b="conv_b", end=end, output=output)
+    weights = classifier_weights("conv_w", "conv_b")
+    return with_weights(text, weights, constants)
+
+
+def branching() -> ModelProto:
+    """Returns a model whose weights lie in the branches of an If."""
+    return with_weights(BRANCHES.format(), {"limit": np.array(16000)})
+
+
+def save(model: ModelProto, path: Path, external: str | None = None) -> Path:
+    """Writes `model`, with its initializers in the file `external` if that is given."""
+    if external is None:
+        path.write_bytes(model.SerializeToString())
+    else:
+        onnx.save_model(
+            model, path, save_as_external_data=True, location=external, size_threshold=60
+        )
+    return path
+
+
+def with_place(path: Path, location: str, name: str = "head") -> Path:
+    """Rewrites the model at `path` so that one tensor lies at `location`."""
+    model = onnx.load_model(path, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    path.write_bytes(model.SerializeToString())
+    return path
