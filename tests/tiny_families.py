@@ -50,12 +50,13 @@ _SIZES: dict[str, dict[str, Any]] = {
     # RoBERTa counts positions from pad_token_id + 1 on.
     "roberta": _COMMON
     | {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2, "type_vocab_size": 1},
-    "llama": _COMMON | {"num_key_value_heads": 2},
-    "qwen2": _COMMON | {"num_key_value_heads": 2},
-    "opt": _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
+    "llama": _COMMON | {"num_hidden_layers": 1, "num_key_value_heads": 2},
+    "qwen2": _COMMON | {"num_hidden_layers": 1, "num_key_value_heads": 2},
+    "opt": _COMMON
+    | {"num_hidden_layers": 1, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
     "gpt2": {
         "n_embd": 32,
-        "n_layer": 2,
+        "n_layer": 1,
         "n_head": 4,
         "n_positions": CONTEXT,
         "initializer_range": 0.2,
@@ -73,7 +74,12 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
 }
 _OWN: dict[str, dict[str, Any]] = {
-    "t5_gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5_gated": {
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "num_layers": 1,
+        "initializer_factor": 0.5,
+    },
     "roberta_head": {"pad_token_id": 1},
 }
 

@@ -27,7 +27,8 @@ _SUITABLE = {
     "head": (Head.name,),
     "seq2seq": (Classify.name, Generate.name),
 }
-_MODELS = {
+#: What errors call each kind of model.
+MODELS = {
     "causal": "a causal language model",
     "masked": "a masked language model",
     "head": "a sequence classifier",
@@ -87,7 +88,7 @@ def make_task(
     name = _known(name, "task", suitable)
     if name not in suitable:
         raise InputError(
-            f"task {name} is not for {_MODELS[form['kind']]}, which this model is; "
+            f"task {name} is not for {MODELS[form['kind']]}, which this model is; "
             f"use {' or '.join(suitable)}"
         )
     if defaults.get("name") != name:

@@ -124,7 +124,7 @@ def _word_token(tokenizer: Tokenizer, word: str) -> list[int]:
     """Returns the one token of a label's word, after a space as within a sentence."""
     tokens = tokenizer.encode_bare(f" {word}")
     if len(tokens) != 1:
-        pieces = listed(tokenizer.decode([token]).strip() for token in tokens)
+        pieces = listed(tokenizer.decode([token]) for token in tokens)
         raise InputError(
             f"label word {quoted(word)} is {len(tokens)} tokens of this model ({pieces}), and the "
             "mask stands for one; choose another with --label-words"
