@@ -98,8 +98,10 @@ class _Rows:
 
 
 def _gathers_rows(node: ir.Node) -> bool:
-    """Whether `node` picks rows of all tokens by an input that is not a constant."""
+    """Whether `node` picks rows of all tokens by an input of the graph."""
     if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return False
-    hidden = node.inputs[0]
-    return hidden is not None and is_rows(hidden) and len(hidden.shape or ()) == 2
+    hidden, index = node.inputs
+    if hidden is None or index is None or not index.is_graph_input():
+        return False
+    return is_rows(hidden) and len(hidden.shape or ()) == 2

@@ -18,9 +18,7 @@ from edgezo_runtime.errors import InputError
 ATTENTION = "eager"
 
 
-def causal_shell(
-    config: PretrainedConfig, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def causal_shell(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Returns the causal language model of `config`; tied parameters are one, buffers are real."""
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(

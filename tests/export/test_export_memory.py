@@ -46,7 +46,7 @@ print(megabytes("VmHWM") - before)
 
 
 def write_shards(folder: Path, config: dict[str, object]) -> float:
-    """Writes a random float16 checkpoint in three shards and returns the size of its weights as float32 in MB."""
+    """Writes random float16 shards and returns the size of their weights as float32 in MB."""
     folder.mkdir()
     hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     square, wide = (hidden, hidden), (inner, hidden)
@@ -68,7 +68,9 @@ def write_shards(folder: Path, config: dict[str, object]) -> float:
     for number, shapes in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {
-            name: (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(np.float16)
+            name: (generator.standard_normal(shape, np.float32) * np.float32(0.02)).astype(
+                np.float16
+            )
             for name, shape in shapes.items()
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -84,7 +86,12 @@ def test_an_export_holds_less_than_two_copies(tmp_path: Path) -> None:
     small = CONFIG | {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 100}
     write_shards(tmp_path / "small", small)
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, *map(str, (tmp_path / "small", tmp_path / "large", tmp_path))],
+        [
+            sys.executable,
+            "-c",
+            WORKER,
+            *map(str, (tmp_path / "small", tmp_path / "large", tmp_path)),
+        ],
         capture_output=True,
         text=True,
     )
