@@ -167,6 +167,7 @@ def lifted(model: ir.Model, names: ParameterNames) -> ir.Model:
     onnxscript.optimizer.optimize(model)
     cleanup = ir.passes.Sequential(
         DivideBySqrt(),
+        common_passes.RemoveUnusedNodesPass(),
         GatherEarly(),
         KeepRows(),
         common_passes.CommonSubexpressionEliminationPass(),
