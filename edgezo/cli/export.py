@@ -18,10 +18,25 @@ from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.select import ADAPTERS, FULL
 
+TASKS = ("classify", "masked", "head", "generate", "text")
+
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle.")
+@click.option("--task", type=click.Choice(TASKS), help="The bundle's default task.")
+@click.option(
+    "--via",
+    type=click.Choice(["torch", "optimum"]),
+    help="Of a folder: who makes the graph.  [default: torch; optimum for a model.onnx alone]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of a folder: its weights and computation; 16 bits can be run, and not yet be tuned.",
+)
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(
     "--loss",
@@ -38,6 +53,9 @@ from edgezo_runtime.select import ADAPTERS, FULL
 def command(
     source: Path,
     out: Path,
+    task: str | None,
+    via: str | None,
+    dtype: str,
     output: str | None,
     loss: str | None,
     labels: str | None,
@@ -48,10 +66,11 @@ def command(
 ) -> None:
     """Make a bundle of SOURCE: a Hugging Face folder, an .onnx file, or another bundle.
 
-    A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. What is
-    made of a folder is checked against transformers, and what is made of a file against that file,
-    before it appears. With --tune, the new bundle has an adapter in its graph, to be tuned where
-    the packages that edit graphs are not installed.
+    A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. The
+    folder may also be what `optimum-cli export onnx` wrote. What is made of a folder is checked
+    against transformers, and what is made of a file against that file, before it appears. With
+    --tune, the new bundle has an adapter in its graph, to be tuned where the packages that edit
+    graphs are not installed.
     """
     started = time.perf_counter()
     fields: dict[str, Any] = {"out": str(out)}
@@ -67,7 +86,7 @@ def command(
     elif is_bundle(source) or tune is not None:
         export_adapted(source, out, tune, adapter)
     else:
-        export_checkpoint(source, out)
+        export_checkpoint(source, out, {"name": task} if task else None, via=via, dtype=dtype)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
         print_json(fields | {"seconds": seconds})
@@ -110,7 +129,14 @@ def export_quantized(source: Path, out: Path, form: str) -> None:
         quantize_bundle(whole, out, form)
 
 
-def export_checkpoint(source: Path, out: Path) -> None:
+def export_checkpoint(
+    source: Path,
+    out: Path,
+    task: Mapping[str, Any] | None = None,
+    *,
+    via: str | None = None,
+    dtype: str = "float32",
+) -> None:
     """Exports `source`; raises EdgezoError if the exporter is not installed."""
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
@@ -120,4 +146,4 @@ def export_checkpoint(source: Path, out: Path) -> None:
         raise EdgezoError(
             f"exporting a checkpoint needs {error.name}: run `pip install 'edgezo[export]'`"
         ) from error
-    checkpoint_to_bundle(source, out)
+    checkpoint_to_bundle(source, out, task, via=via, dtype=dtype)

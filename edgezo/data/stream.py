@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.batches import BatchPlan

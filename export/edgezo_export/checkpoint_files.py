@@ -16,6 +16,11 @@ from edgezo_runtime.safetensors_file import TensorEntry
 INDEX = f"{WEIGHTS}.index.json"
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether there are safetensors in `folder`."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 class CheckpointFiles:
     """The tensors of `model.safetensors`, or of the shards that its index names."""
 

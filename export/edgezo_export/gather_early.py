@@ -20,10 +20,16 @@ class GatherEarly(ir.passes.InPlacePass):
         if gather is None:
             return ir.passes.PassResult(model, modified=False)
         moved = {gather}
+        only_for_them = {gather}  # with what reads their shapes to reshape them again
         for node in reversed(model.graph):
             users = [user for value in node.outputs for user, _ in value.uses()]
-            if users and moved.issuperset(users) and works_by_row(node):
+            if not users or not only_for_them.issuperset(users):
+                continue
+            if works_by_row(node):
                 moved.add(node)
+                only_for_them.add(node)
+            elif not any(is_rows(value) for value in node.outputs):
+                only_for_them.add(node)
         rows = _Rows(gather, moved)
         result = rows.of(first_input(gather))
         model.graph.insert_before(gather, rows.nodes)
@@ -31,7 +37,7 @@ class GatherEarly(ir.passes.InPlacePass):
         gather.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         model.graph.remove(gather, safe=True)
         for node in reversed(model.graph):
-            if node in moved:
+            if node in only_for_them and not any(value.uses() for value in node.outputs):
                 model.graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=True)
 
@@ -98,8 +104,12 @@ class _Rows:
 
 
 def _gathers_rows(node: ir.Node) -> bool:
-    """Whether `node` picks rows of all tokens by an input that is not a constant."""
+    """Whether `node` picks rows of all tokens by an input of the graph."""
     if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return False
-    hidden = node.inputs[0]
-    return hidden is not None and is_rows(hidden) and len(hidden.shape or ()) == 2
+    hidden, index = node.inputs
+    if index is not None and (flattening := index.producer()) and flattening.op_type == "Reshape":
+        index = flattening.inputs[0]
+    if hidden is None or index is None or not index.is_graph_input():
+        return False
+    return is_rows(hidden) and len(hidden.shape or ()) == 2

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from edgezo_export.architectures import ARCHITECTURES, CAUSAL, Architecture, architecture_of
+from edgezo_export.architectures import CAUSAL, Architecture
 from edgezo_export.bundle_writer import complete_bundle, new_folder
-from edgezo_export.checkpoint_files import CheckpointFiles
+from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
+from edgezo_export.checks import check_model, check_tokenizer, checked_config
 from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
-from edgezo_export.shipped_graphs import CONFIG, find_graph, read_config
+from edgezo_export.optimum_graph import has_onnx, optimum_file, read_optimum_graph
+from edgezo_export.shipped_graphs import CONFIG, find_graph
 from edgezo_export.text_graph import save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_runtime.bundle import GRAPH, SIDE_FILES
@@ -24,74 +28,115 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
 _EXPORTERS = ("torch", "transformers", "onnxscript", "onnx-ir")
+DTYPES = ("float32", "float16")
 
 
-def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = None) -> Path:
+def checkpoint_to_bundle(
+    source: Path,
+    out: Path,
+    task: Mapping[str, Any] | None = None,
+    *,
+    via: str | None = None,
+    dtype: str = "float32",
+) -> Path:
     """Writes the model in `source` as a bundle and returns its folder `out`.
 
     The first name in its config's `architectures` says what kind of model it is.
 
-    The bundle appears at `out` only after its graph agrees with transformers to 1e-4 and each of
-    its weights is seen to move the outputs. float16 and bfloat16 weights are widened to float32.
+    The bundle appears at `out` only after its graph agrees with transformers (to 1e-4 in float32)
+    and each of its weights is seen to move the outputs. The weights are never twice in memory.
 
     Args:
-        source: a local folder with `config.json` and `model.safetensors` or its shards.
+        source: a local folder with `config.json` and `model.safetensors` or its shards, or with
+            the `model.onnx` that optimum wrote.
         out: the bundle's folder; must not exist yet.
         task: the bundle's default task and its settings.
+        via: who makes the graph, ``"torch"`` or ``"optimum"``; None: torch, or optimum where
+            `source` holds its `model.onnx` and no safetensors.
+        dtype: of the weights and the computation, ``"float32"`` or ``"float16"``; what the
+            checkpoint holds is converted.
 
     Raises:
         InputError: `source` is no such checkpoint, needs code of its own, is quantised, or has a
             weight that changes nothing; or `out` exists.
         EdgezoError: the exported graph does not compute what transformers computes.
     """
-    raw, kind = _checked_config(source)
-    files = CheckpointFiles(source)
-    model = shell_of_folder(source, kind.auto)
-    form = kind.form(model)
-    names = ParameterNames.of(model)
-    for key in names.kinds:
-        files.require(key, names.aliases.get(key, ()))
+    _check_dtype(dtype)
+    raw, kind = checked_config(source)
+    if via is None:
+        via = "optimum" if has_onnx(source) and not has_weights(source) else "torch"
+    if kind is not CAUSAL and (via, dtype) != ("torch", "float32"):
+        raise InputError(f"{kind.what} are exported via torch as float32 only")
+    model = shell_of_folder(source, kind.auto, getattr(torch, dtype))
+    check_model(model, raw, source)
     with new_folder(out) as folder:
-        shipped = find_graph(model.config.to_dict()) if kind is CAUSAL else None
-        if shipped is None:
-            save_graph(kind.export(model), folder / GRAPH)
-        else:
-            shutil.copyfile(shipped, folder / GRAPH)
-        raw["torch_dtype"] = "float32"
+        raw["torch_dtype"] = dtype
         raw.pop("dtype", None)
         write_text(folder / CONFIG, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
         _copy_tokenizer(source, folder)
-        complete_bundle(
+        check_tokenizer(folder, model.config.vocab_size, source)
+        complete = partial(
+            complete_bundle,
             folder,
-            files.tensor,
             context_length=_context_length(model, source, kind),
             task=task,
-            made_with=() if shipped else _EXPORTERS,
-            form=form,
+            form=kind.form(model),
         )
+        if via == "optimum":
+            _through_optimum(source, folder, model, dtype, complete)
+        else:
+            _through_torch(source, folder, model, kind, complete)
         verify_bundle(folder, model)
     return out
 
 
-def _checked_config(source: Path) -> tuple[dict[str, Any], Architecture]:
-    config = read_config(source)
-    if "auto_map" in config:
-        raise InputError(
-            f"{source / CONFIG} has auto_map: the checkpoint needs Python code of its own, which "
-            "edgezo does not run; use a checkpoint of an architecture in transformers"
+def _through_torch(
+    source: Path,
+    folder: Path,
+    model: PreTrainedModel,
+    kind: Architecture,
+    complete: Callable[..., object],
+) -> None:
+    files = CheckpointFiles(source)
+    names = ParameterNames.of(model)
+    for key in names.kinds:
+        files.require(key, names.aliases.get(key, ()))
+    known = kind is CAUSAL and model.dtype == torch.float32
+    shipped = find_graph(model.config.to_dict()) if known else None
+    if shipped is None:
+        save_graph(kind.export(model), folder / GRAPH)
+    else:
+        shutil.copyfile(shipped, folder / GRAPH)
+    complete(files.tensor, made_with=() if shipped else _EXPORTERS)
+
+
+def _through_optimum(
+    source: Path, folder: Path, model: PreTrainedModel, dtype: str, complete: Callable[..., object]
+) -> None:
+    files = CheckpointFiles(source) if has_weights(source) else None
+    with optimum_file(source, dtype) as path:
+        graph, found = read_optimum_graph(path, model, files)
+        for key, tensor in found.items():
+            if tensor.dtype.name != dtype:
+                raise InputError(
+                    f"{path} holds {key!r} as {tensor.dtype.name}: export it with "
+                    f"--dtype {tensor.dtype.name}"
+                )
+        save_graph(graph, folder / GRAPH)
+        complete(
+            lambda parameter: found[parameter.name].storage(),
+            made_with=(*_EXPORTERS, "optimum-onnx"),
         )
-    if "quantization_config" in config:
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype == "bfloat16":
         raise InputError(
-            f"{source} is quantised; export the float32, float16 or bfloat16 checkpoint of it"
+            "ONNX Runtime lacks bfloat16 kernels on the CPU (Add, Where and Expand among them), so "
+            "that a bfloat16 bundle could be neither checked nor run: use float32 or float16"
         )
-    architectures = config.get("architectures") or ["none"]
-    kind = architecture_of(str(architectures[0]))
-    if kind is None:
-        known = ", ".join(f"{k.what} (...{k.endings[0]})" for k in ARCHITECTURES)
-        raise InputError(
-            f"{source / CONFIG} names architecture {architectures[0]!r}; edgezo exports {known}"
-        )
-    return config, kind
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
 
 
 def _context_length(model: PreTrainedModel, source: Path, kind: Architecture) -> int:

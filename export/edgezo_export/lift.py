@@ -15,7 +15,8 @@ from edgezo_export.keep_rows import KeepRows
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.errors import InputError
 
-_KIND_KEY = "pkg.torch.export.graph_signature.InputSpec.kind"
+#: Where the exporter says what an initializer is: PARAMETER, BUFFER, ...
+KIND_KEY = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class LiftParameters(ir.passes.InPlacePass):
         graph = model.graph
         lifted: dict[str, ir.Value] = {}
         for name, value in list(graph.initializers.items()):
-            if "PARAMETER" not in value.metadata_props.get(_KIND_KEY, ""):
+            if "PARAMETER" not in value.metadata_props.get(KIND_KEY, ""):
                 continue
             key = self.names.source[name]
             del graph.initializers[name]
@@ -96,7 +97,7 @@ class MergeBuffers(ir.passes.InPlacePass):
         modified = False
         for name, value in list(model.graph.initializers.items()):
             tensor = value.const_value
-            if tensor is None or "BUFFER" not in value.metadata_props.get(_KIND_KEY, ""):
+            if tensor is None or "BUFFER" not in value.metadata_props.get(KIND_KEY, ""):
                 continue
             first = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
             if first is not value:
@@ -116,10 +117,7 @@ class DivideBySqrt(ir.passes.InPlacePass):
             if node.op_type != "Mul":
                 continue
             for factor, other in (node.inputs, reversed(node.inputs)):
-                inverse = factor.producer() if factor is not None else None
-                if inverse is None or inverse.op_type != "Reciprocal":
-                    continue
-                root = inverse.inputs[0]
+                root = _inverted(factor)
                 below = root.producer() if root is not None else None
                 if below is not None and below.op_type == "Sqrt":
                     node.op_type = "Div"
@@ -128,6 +126,18 @@ class DivideBySqrt(ir.passes.InPlacePass):
                     modified = True
                     break
         return ir.passes.PassResult(model, modified=modified)
+
+
+def _inverted(value: ir.Value | None) -> ir.Value | None:
+    """Returns x where `value` is 1 / x, however that is written."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Reciprocal":
+        return node.inputs[0]
+    if node is None or node.op_type != "Div" or node.inputs[0] is None:
+        return None
+    numerator = node.inputs[0].const_value
+    one = numerator is not None and numerator.size == 1 and numerator.numpy().item() == 1
+    return node.inputs[1] if one else None
 
 
 class DescribeParameters(ir.passes.InPlacePass):
@@ -154,6 +164,7 @@ def lifted(model: ir.Model, names: ParameterNames) -> ir.Model:
     onnxscript.optimizer.optimize(model)
     cleanup = ir.passes.Sequential(
         DivideBySqrt(),
+        common_passes.RemoveUnusedNodesPass(),
         GatherEarly(),
         KeepRows(),
         common_passes.CommonSubexpressionEliminationPass(),

@@ -24,9 +24,7 @@ def shell(
 ) -> PreTrainedModel:
     """Returns the model that `auto` makes of `config`; tied parameters are one, buffers real."""
     with init_empty_weights(include_buffers=False):
-        model = auto.from_config(
-            config, torch_dtype=dtype, attn_implementation=ATTENTION
-        )
+        model = auto.from_config(config, torch_dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()
     # One number, repeated with stride 0: the exporter needs shapes on the CPU.
     _replace_parameters(model, lambda _, old: torch.zeros((), dtype=dtype).expand(old.shape))

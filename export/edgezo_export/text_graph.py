@@ -25,6 +25,7 @@ from edgezo_runtime.files import atomic_writer
 INPUTS = ("input_ids", "attention_mask", "positions", "targets", "candidates")
 OUTPUTS = ("logprobs", "candidate_logits")
 OPSET = 18
+LONG_SUM = 4096  # terms that are not added in sequence
 WRAPPER_PREFIX = "model."
 
 
@@ -79,16 +80,21 @@ def answers(logits: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor
     return chosen - _logsumexp(logits), logits.index_select(1, candidates)
 
 
+def logsumexp_groups(vocabulary: int) -> int:
+    """Returns in how many groups to reduce the logits first; 0 for too few or uneven ones."""
+    groups = next(n for n in range(math.isqrt(vocabulary), 0, -1) if vocabulary % n == 0)
+    return groups if groups >= 8 else 0
+
+
 def _logsumexp(logits: Tensor) -> Tensor:  # (answers, vocabulary) -> (answers,)
     """Reduces in two levels: ONNX Runtime adds in sequence, over 50,000 terms to 1e-4 only.
 
     That is as accurate as its LogSoftmax, and needs no second buffer of the logits' size.
     """
     vocabulary = logits.shape[1]
-    groups = next(n for n in range(math.isqrt(vocabulary), 0, -1) if vocabulary % n == 0)
-    if groups < 8:
-        return logits.logsumexp(dim=1) if vocabulary < 4096 else _from_log_softmax(logits)
-    return logits.unflatten(1, (groups, -1)).logsumexp(dim=2).logsumexp(dim=1)
+    if groups := logsumexp_groups(vocabulary):
+        return logits.unflatten(1, (groups, -1)).logsumexp(dim=2).logsumexp(dim=1)
+    return logits.logsumexp(dim=1) if vocabulary < LONG_SUM else _from_log_softmax(logits)
 
 
 def _from_log_softmax(logits: Tensor) -> Tensor:

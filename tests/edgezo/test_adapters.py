@@ -200,7 +200,7 @@ def test_peft_computes_the_run_s_predictions(
         candidates=np.arange(512),
         objective=TokenLoss(rows),
     )
-    ours = open_model(lora_run, 1)[0].forward(batch).candidate_logits
+    ours = open_model(lora_run, 1)[0].forward(batch)["candidate_logits"]
     np.testing.assert_allclose(ours.reshape(logits.shape), logits, atol=1e-4)
     written = save(lora_run, "peft", tmp_path / "peft")
     assert set(contents(written).items()) <= set(contents(lora_run).items())

@@ -111,7 +111,7 @@ def test_masked_scores_are_those_of_transformers(
     words = [f" {word}" for word in task.labels.words]
     columns = [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
     expected = at_mask[:, columns]
-    np.testing.assert_allclose(ours.candidate_logits, expected.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours["candidate_logits"], expected.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name.endswith("head")])
@@ -125,7 +125,7 @@ def test_head_scores_are_those_of_transformers(
     tokenizer = their_tokenizer(family_checkpoint(name))
     theirs = tiny_family(name)
     with torch.no_grad():
-        for row, logits in zip(ROWS, ours.candidate_logits, strict=True):
+        for row, logits in zip(ROWS, ours["candidate_logits"], strict=True):
             ids = tokenizer(row["text"], return_tensors="pt")["input_ids"]
             expected = theirs(ids).logits[0].numpy()
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

@@ -46,7 +46,7 @@ print(megabytes("VmHWM") - before)
 
 
 def write_shards(folder: Path, config: dict[str, object]) -> float:
-    """Writes a random float16 checkpoint in three shards and returns the size of its weights as float32 in MB."""
+    """Writes random float16 shards and returns the size of their weights as float32 in MB."""
     folder.mkdir()
     hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     square, wide = (hidden, hidden), (inner, hidden)

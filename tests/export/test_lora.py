@@ -35,7 +35,7 @@ def outputs(bundle: Bundle, first: dict[str, np.ndarray], batch: dict[str, np.nd
     weights.load()
     session = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1)
     found = session.forward(Batch(**batch, objective=TokenLoss(1)))
-    return [found.logprobs, found.candidate_logits]
+    return [found["logprobs"], found["candidate_logits"]]
 
 
 @pytest.mark.parametrize(

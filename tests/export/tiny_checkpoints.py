@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from transformers import (
     GPT2Config,
@@ -72,3 +74,12 @@ def tiny_model(name: str) -> PreTrainedModel:
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def rows_gathered(bundle: Path) -> list[int]:
+    """Returns the widths of the values that a bundle's graph picks the answers' rows of."""
+    graph = ir.load(bundle / "graph.onnx").graph
+    asked = {"positions"}
+    asked |= {str(n.outputs[0].name) for n in graph if str(n.inputs[0].name) == "positions"}
+    rows = [n.inputs[0] for n in graph if n.op_type == "Gather" and str(n.inputs[1].name) in asked]
+    return [int(str(value.shape[-1])) for value in rows if value is not None and value.shape]

@@ -1,0 +1,136 @@
+"""Graphs made by optimum, here or earlier by `optimum-cli export onnx`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+from transformers import PreTrainedModel
+
+from edgezo_export.checkpoint_files import CheckpointFiles
+from edgezo_export.lift import ParameterNames, lifted
+from edgezo_export.match_parameters import FoundTensor, match_parameters
+from edgezo_export.text_head import check_no_full_logits, put_text_head
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.dtypes import Dtype
+from edgezo_runtime.errors import InputError
+
+ONNX_FILE = "model.onnx"
+
+
+def has_onnx(folder: Path) -> bool:
+    """Whether optimum's graph lies in `folder`."""
+    return (folder / ONNX_FILE).is_file()
+
+
+@contextlib.contextmanager
+def optimum_file(source: Path, dtype: str) -> Iterator[Path]:
+    """Gives the `model.onnx` of `source`: its own, or one that optimum makes of the checkpoint.
+
+    Raises:
+        InputError: optimum is not installed, or cannot export it; the message has its reason.
+    """
+    if has_onnx(source):
+        yield source / ONNX_FILE
+        return
+    try:
+        from optimum.exporters.onnx import main_export
+    except ImportError as error:
+        raise InputError(
+            f"--via optimum needs {error.name}: run `pip install 'edgezo[export]'`"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with warnings.catch_warnings(), _quiet():
+                warnings.simplefilter("ignore")
+                main_export(
+                    str(source),
+                    output=folder,
+                    task="text-generation",
+                    dtype={"float32": "fp32", "float16": "fp16"}.get(dtype),
+                    do_constant_folding=False,
+                    do_validation=False,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                )
+        except Exception as error:  # whatever torch, transformers or optimum raise
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise InputError(f"optimum cannot export {source}: {reason}") from error
+        yield Path(folder) / ONNX_FILE
+
+
+def read_optimum_graph(
+    path: Path, model: PreTrainedModel, files: CheckpointFiles | None
+) -> tuple[ir.Model, dict[str, FoundTensor]]:
+    """Returns the weight-free text graph of the file at `path`, and where its weights lie.
+
+    Args:
+        path: a `model.onnx` of optimum, with or without external data and a cache.
+        model: the shell of the same model, which knows its parameters' names and shapes.
+        files: the checkpoint, if there is one.
+
+    Raises:
+        InputError: the file is damaged, or cannot be mapped to the model; the message names what.
+    """
+    graph = _load(path)
+    names = ParameterNames.of(model)
+    shapes = {key: tuple(model.get_parameter(key).shape) for key in names.kinds}
+
+    try:
+        found = match_parameters(graph, names, shapes, _reader(files, names, shapes))
+        put_text_head(graph, model.config.vocab_size)
+        # Through the arithmetic on shapes that older exporters write out.
+        ShapeInferencePass(data_prop=True)(graph)
+        graph = lifted(graph, names)
+        check_no_full_logits(graph, model.config.vocab_size)
+        return graph, found
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _reader(
+    files: CheckpointFiles | None, names: ParameterNames, shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[str, Dtype], np.ndarray] | None:
+    if files is None:
+        return None
+
+    def read(key: str, dtype: Dtype) -> np.ndarray:
+        kind, aliases = names.kinds[key], names.aliases.get(key, ())
+        return files.tensor(Parameter(key, shapes[key], dtype.name, kind, aliases))
+
+    return read
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's errors have no common base class
+        raise InputError(f"{path} is not an ONNX file: {error}") from error
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            file = (path.parent / tensor.location).resolve()
+            if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
+                raise InputError(
+                    f"{path} keeps {value.name!r} in {str(tensor.location)!r}, which is not a file "
+                    "of its own folder"
+                )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what optimum logs on its way; failures are raised anyway."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
