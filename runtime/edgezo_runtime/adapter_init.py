@@ -1,7 +1,8 @@
 r"""What an adapter's tensors begin with: drawn from the run's seed, the same bits everywhere.
 
 LoRA's A is uniform as Kaiming's, :math:`A_{ij} \sim U(-1/\sqrt{n}, 1/\sqrt{n})` for `n` inputs, as
-PEFT draws it; its B is zero, so that a run begins as the base model.
+PEFT draws it; its B is zero, so that a run begins as the base model. A prompt begins as the
+embeddings of tokens drawn at random.
 """
 
 from __future__ import annotations
@@ -19,27 +20,35 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.noise import Purpose, random_words
 
 FILE = "adapter_init.safetensors"
+ROWS = "rows"
+_FLOATS = {dtype.storage: dtype for dtype in dtypes.TRAINABLE}
 
 
-def draw(parameters: Sequence[Parameter], seed: int) -> dict[str, np.ndarray]:
+def draw(
+    parameters: Sequence[Parameter], seed: int, base: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Returns the first value of each of an adapter's tensors, float32.
 
     Args:
         parameters: the adapter's, in manifest order.
         seed: the run's.
+        base: the frozen weights by name, for tensors that begin as some of their rows.
 
     Raises:
         InputError: a tensor begins in a way that this edgezo does not know.
     """
     values = {}
     for number, parameter in enumerate(parameters):
-        make = _INITS.get(parameter.init)
-        if make is None:
+        how, _, source = parameter.init.partition(":")
+        if how == ROWS and base is not None and source in base:
+            values[parameter.name] = _rows(base[source], parameter.shape, seed, number)
+        elif how in _INITS:
+            values[parameter.name] = _INITS[how](parameter.shape, seed, number)
+        else:
             raise InputError(
                 f"{parameter.name} begins as {parameter.init!r}; this edgezo knows "
-                + ", ".join(_INITS)
+                + ", ".join((*_INITS, f"{ROWS}:EMBEDDINGS"))
             )
-        values[parameter.name] = make(parameter.shape, seed, number)
     return values
 
 
@@ -54,7 +63,10 @@ def write(run: Path, values: Mapping[str, np.ndarray]) -> None:
 
 
 def restore(
-    parameters: Sequence[Parameter], header: Mapping[str, Any], run: Path
+    parameters: Sequence[Parameter],
+    header: Mapping[str, Any],
+    run: Path,
+    base: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns what the adapter of a journal's run began with: its file, or else drawn again.
 
@@ -62,6 +74,7 @@ def restore(
         parameters: the adapter's, in manifest order.
         header: the journal's.
         run: the run's folder; where it lacks the file the values are drawn.
+        base: as for `draw`.
 
     Raises:
         InputError: they are not those that the run began with.
@@ -75,7 +88,7 @@ def restore(
                 "file edgezo draws the values again"
             )
         return values
-    values = draw(parameters, header["seed"])
+    values = draw(parameters, header["seed"], base)
     if digest(values) != header["adapter_init"]:
         raise InputError(f"the run began with other values than its seed gives: restore {path}")
     return values
@@ -89,6 +102,13 @@ def _kaiming_uniform(shape: tuple[int, ...], seed: int, number: int) -> np.ndarr
     # The square root is correctly rounded by IEEE 754: no library has a say in these bits.
     bound = np.float32(1 / math.sqrt(shape[-1]))
     return bound * _uniform(shape, seed, number)
+
+
+def _rows(table: np.ndarray, shape: tuple[int, ...], seed: int, number: int) -> np.ndarray:
+    """Returns rows of `table` at random, as a prompt of real tokens would look them up."""
+    words = random_words(seed, Purpose.ADAPTER_INIT, 0, shape[0], number)[0]
+    rows = table[words.astype(np.int64) % len(table)]
+    return dtypes.to_float32(rows, _FLOATS[rows.dtype])
 
 
 def _uniform(shape: tuple[int, ...], seed: int, number: int) -> np.ndarray:
