@@ -35,7 +35,7 @@ class Settings:
         target: LoRA's modules by the last parts of their names, or by patterns, or ``all-linear``;
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
-        virtual_tokens: of a prompt; None: 10.
+        virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
         method: a name from `edgezo methods`.
         steps: number of steps.
         batch_size: rows per step.

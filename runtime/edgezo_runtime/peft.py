@@ -35,6 +35,8 @@ def prefix(adapter: Mapping[str, Any]) -> str:
 def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]) -> str:
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
+    A prefix has no settings beside it: PEFT's shifts the text's positions, edgezo's does not.
+
     Args:
         folder: exists.
         bundle: one with an adapter.
@@ -43,7 +45,8 @@ def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
+    if bundle.manifest.adapter["kind"] in _CONFIGS:
+        write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
     front = prefix(bundle.manifest.adapter)
     named = [(front + name, dtypes.FLOAT32, value) for name, value in tensors.items()]
     return safetensors_file.write(folder / ADAPTER, named)

@@ -96,7 +96,7 @@ def begin_as(header: dict[str, Any], weights: Weights, run: Path) -> None:
     """Gives an adapter the values that a journal's run began with; see `adapter_init.restore`."""
     if weights.bundle.manifest.adapter:
         parameters, base = weights.arena.parameters, weights.frozen()
-        weights.begin(adapter_init.restore(parameters, header, run, base))
+        weights.begin(adapter_init.restore(parameters, header, run, base, weights.bundle))
 
 
 class Tuning:

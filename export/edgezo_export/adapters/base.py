@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from edgezo_export.adapters.lora import add_lora
+from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import new_folder
 from edgezo_export.signature import PARAMETERS_KEY
@@ -24,6 +25,7 @@ from edgezo_runtime.errors import InputError
 
 _KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {
     "lora": add_lora,
+    "prefix": add_prefix,
     "prompt": add_prompt,
 }
 

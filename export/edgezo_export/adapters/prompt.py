@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
+from edgezo_export.adapters.nodes import Maker
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
 
@@ -62,25 +62,6 @@ def add_prompt(
     return [new], {"virtual_tokens": virtual_tokens}
 
 
-class _Maker:
-    """Makes nodes and constants with names of their own."""
-
-    def __init__(self, graph: ir.Graph, name: str) -> None:
-        self.nodes: list[ir.Node] = []
-        self._graph, self._name = graph, name
-
-    def node(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        self.nodes.append(ir.node(operator, inputs, attributes=attributes or None))
-        self.nodes[-1].outputs[0].name = f"{self._name}.{len(self.nodes)}"
-        return self.nodes[-1].outputs[0]
-
-    def constant(self, name: str, value: int | list[int]) -> ir.Value:
-        tensor = ir.tensor(np.array(value, np.int64), name=f"{self._name}.{name}")
-        made = ir.val(str(tensor.name), const_value=tensor)
-        self._graph.register_initializer(made)
-        return made
-
-
 def _lookup(inputs: dict[str, ir.Value], parameters: Sequence[Parameter]) -> ir.Node | None:
     """Returns the one node that turns tokens into embeddings."""
     ids = inputs.get("input_ids")
@@ -116,7 +97,7 @@ def _rename_length(graph: ir.Graph) -> None:
 
 def _lengthen(graph: ir.Graph, inputs: dict[str, ir.Value], count: int) -> None:
     """Makes the graph read longer ids and masks, and counts the positions accordingly."""
-    make = _Maker(graph, "prompt.text")
+    make = Maker(graph, "prompt.text")
     ids, mask, positions = (inputs[n] for n in ("input_ids", "attention_mask", "positions"))
     old = {value: list(value.uses()) for value in (ids, mask, positions)}
     rows = make.node("Shape", ids, start=0, end=1)
@@ -144,7 +125,7 @@ def _lengthen(graph: ir.Graph, inputs: dict[str, ir.Value], count: int) -> None:
 
 def _replace_rows(graph: ir.Graph, lookup: ir.Node, prompt: ir.Value, count: int) -> None:
     """Puts the prompt in place of the first rows that `lookup` found."""
-    make = _Maker(graph, "prompt.rows")
+    make = Maker(graph, "prompt.rows")
     found = lookup.outputs[0]
     old = list(found.uses())
     assert found.type is not None
