@@ -34,10 +34,16 @@ def tiny_model(name: str) -> PreTrainedModel:
         )
         return OPTForCausalLM(config).eval()
     if name == "gpt2":
-        shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
-        gpt2 = GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **shape)
-        gpt2._attn_implementation = "eager"
-        return GPT2LMHeadModel(gpt2).eval()
+        config = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            initializer_range=0.2,
+            attn_implementation="eager",
+        )
+        return GPT2LMHeadModel(config).eval()
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
