@@ -13,7 +13,7 @@ import yaml
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.select import ADAPTERS
 
-ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora")
+ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class Settings:
             model and the data's columns.
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
-        tune: what is trained: ``"full"``, ``"lora"``, ``"head"``, ``"norm"``, ``"bitfit"``, or
-            patterns of parameter names with commas between them.
+        tune: what is trained: ``"full"``, an adapter, or words and patterns of parameter names
+            with commas between them; see `edgezo_runtime.select`.
         rank: of LoRA; None: 8.
         alpha: of LoRA; None: 16.
         target: LoRA's modules by the last parts of their names, or by patterns, or ``all-linear``;
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
+        virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
         method: a name from `edgezo methods`.
         steps: number of steps.
         batch_size: rows per step.
@@ -62,6 +63,7 @@ class Settings:
     alpha: float | None = None
     target: tuple[str, ...] | None = None
     rslora: bool | None = None
+    virtual_tokens: int | None = None
     method: str = "mezo"
     steps: int = 1000
     batch_size: int = 16
@@ -138,7 +140,9 @@ def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | Non
         return {"kind": tune, **given}
     if given:
         name = next(iter(given))
-        raise InputError(f"{name} is a setting of an adapter, --tune is {tune}: give --tune lora")
+        raise InputError(
+            f"{name} is a setting of adapters, --tune is {tune}: give the adapter with --tune"
+        )
     return None
 
 

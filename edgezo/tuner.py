@@ -115,7 +115,8 @@ class Tuner:
         }
         adapter = model.bundle.manifest.adapter
         if adapter:
-            model.weights.begin(adapter_init.draw(model.arena.parameters, seed))
+            base = model.weights.frozen()
+            model.weights.begin(adapter_init.draw(model.arena.parameters, seed, base, model.bundle))
             first = adapter_init.digest(model.weights.first)
             header |= {"adapter": dict(adapter), "adapter_init": first}
         if run is None:

@@ -14,6 +14,7 @@ from edgezo_runtime.errors import EdgezoError
 def adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that describe an adapter."""
     for option in (
+        click.option("--virtual-tokens", type=int, help="Length of a prefix (5) or a prompt (10)."),
         click.option("--rslora/--no-rslora", default=None, help="Scale by alpha / sqrt(rank)."),
         click.option("--target", help="LoRA's layers, or all-linear.  [default: q_proj,v_proj]"),
         click.option("--alpha", type=float, help="LoRA's scale times its rank.  [default: 16]"),

@@ -78,7 +78,7 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     if adapter is None:
         return load(settings["bundle"], threads=threads, weights=run.weights), settings
     bundle = open_adapted(settings["bundle"], adapter, add_adapter)
-    model = load(bundle, threads=threads, weights=run.weights, prefix=peft.PREFIX)
+    model = load(bundle, threads=threads, weights=run.weights, prefix=peft.prefix(adapter))
     return model, settings
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -45,13 +46,20 @@ def _copy(bundle: Bundle, out: Path, *names: str) -> None:
             shutil.copyfile(bundle.folder / name, out / name)
 
 
-FORMATS: Mapping[str, Callable[[Model, Path], None]] = {
-    "peft": _peft,
-    "merged": _merged,
-    "onnx": _onnx,
-    "onnx-adapter": _onnx_adapter,
+@dataclass(frozen=True)
+class Format:
+    """How to write one, and the kinds of adapter that it can hold; None: a model's weights."""
+
+    write: Callable[[Model, Path], None]
+    kinds: tuple[str | None, ...]
+
+
+FORMATS = {
+    "merged": Format(_merged, (None, "lora")),
+    "onnx": Format(_onnx, (None, "lora")),
+    "peft": Format(_peft, ("lora", "prompt")),
+    "onnx-adapter": Format(_onnx_adapter, ("lora",)),
 }
-_OF_ADAPTERS = ("peft", "onnx-adapter")
 
 
 @subcommand("edgezo save runs/first --format merged --out tuned-checkpoint")
@@ -65,20 +73,25 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     """Write the tuned weights of RUN, a finished run, as other programs load them.
 
     merged: a Hugging Face checkpoint, an adapter merged into its weights. onnx: the same, with
-    model.onnx, which takes input_ids and attention_mask and gives logits. Of a LoRA adapter alone,
-    peft: a folder that PEFT loads; onnx-adapter: model.onnx of the base, with inputs for the
-    adapter, and adapter.onnx_adapter for ONNX Runtime to fill them with.
+    model.onnx, which takes input_ids and attention_mask and gives logits. peft: LoRA or a prompt
+    as PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
+    adapter.onnx_adapter for ONNX Runtime to fill them with.
     """
     model, _ = open_model(run, None)
-    if style in _OF_ADAPTERS and model.bundle.manifest.adapter.get("kind") != "lora":
-        raise InputError(f"{run} tuned no LoRA adapter: save it with --format merged or onnx")
+    kind = model.bundle.manifest.adapter.get("kind")
+    if kind not in FORMATS[style].kinds:
+        ways = " or ".join(name for name, known in FORMATS.items() if kind in known.kinds)
+        raise InputError(
+            f"{run} tuned {f'a {kind}' if kind else 'no adapter'}, which --format {style} does not "
+            f"hold: {f'use {ways}' if ways else 'only edgezo itself runs it'}"
+        )
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        FORMATS[style](model, temporary)
+        FORMATS[style].write(model, temporary)
         temporary.rename(out)
     except ImportError as error:
         raise EdgezoError(

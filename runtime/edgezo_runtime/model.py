@@ -43,6 +43,7 @@ class Weights:
         self.arena = Arena(trained, threads)
         self._frozen: dict[str, np.ndarray] = {}
         self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
+        self._checked = False  # the bundle's file, beneath an adapter
         self.at_base = False  # whether the weights are the bundle's own, unchanged
         #: Rebuilds the weights where a step was broken off half way; None where they are whole.
         self.mend: Callable[[], None] | None = None
@@ -67,12 +68,17 @@ class Weights:
         self.at_base = base = path is None
         if base and self.bundle.manifest.adapter:
             self._load_first()
-            if not self._frozen:  # else it was checked
+            if not self._checked:
                 self._read(self.bundle.weights, {}, self.bundle.manifest.files[WEIGHTS])
+                self._checked = True
         else:
             digest = self.bundle.manifest.files[WEIGHTS] if base else digest
             views = {prefix + name: view for name, view in self.arena.views.items()}
             self._read(path or self.bundle.weights, views, digest)
+        self.frozen()
+
+    def frozen(self) -> Mapping[str, np.ndarray]:
+        """Returns the frozen weights by name, mapped from the bundle's file and read-only."""
         if not self._frozen and len(self.arena.views) < len(self.bundle.manifest.parameters):
             entries = safetensors_file.read_header(self.bundle.weights)
             for parameter in self.bundle.manifest.parameters:
@@ -85,6 +91,7 @@ class Weights:
                             "it cannot be tuned or run"
                         )
                     self._frozen[parameter.name] = frozen
+        return self._frozen
 
     def _load_first(self) -> None:
         for name, view in self.arena.views.items():

@@ -1,4 +1,4 @@
-"""A LoRA adapter in PEFT's layout, and merged into the weights that it was tuned beside."""
+"""An adapter in PEFT's layout, and LoRA merged into the weights that it was tuned beside."""
 
 from __future__ import annotations
 
@@ -27,30 +27,57 @@ def scale(adapter: Mapping[str, Any]) -> float:
     return float(alpha / (math.sqrt(rank) if adapter["rslora"] else rank))
 
 
+def prefix(adapter: Mapping[str, Any]) -> str:
+    """Returns what an adapter's file has in front of the parameters' names."""
+    return PREFIX if adapter["kind"] == "lora" else ""
+
+
 def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]) -> str:
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
+    A prefix has no settings beside it: PEFT's shifts the text's positions, edgezo's does not.
+
     Args:
         folder: exists.
-        bundle: one with a LoRA adapter.
+        bundle: one with an adapter.
         tensors: the adapter's, by parameter name, float32.
 
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
-    named = [(PREFIX + name, dtypes.FLOAT32, value) for name, value in tensors.items()]
+    if bundle.manifest.adapter["kind"] in _CONFIGS:
+        write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
+    front = prefix(bundle.manifest.adapter)
+    named = [(front + name, dtypes.FLOAT32, value) for name, value in tensors.items()]
     return safetensors_file.write(folder / ADAPTER, named)
 
 
 def _config(bundle: Bundle) -> dict[str, Any]:
     adapter = bundle.manifest.adapter
+    return _CONFIGS[adapter["kind"]](bundle) | {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+
+
+def _prompt_config(bundle: Bundle) -> dict[str, Any]:
+    (prompt,) = (p for p in bundle.manifest.parameters if p.init)
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": prompt.shape[0],
+        "token_dim": prompt.shape[1],
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+
+
+def _lora_config(bundle: Bundle) -> dict[str, Any]:
+    adapter = bundle.manifest.adapter
     modules = [p.name.removesuffix(_A) for p in bundle.manifest.parameters if p.name.endswith(_A)]
     plain = all(name.isidentifier() for name in adapter["target"])
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
         "r": adapter["rank"],
         "lora_alpha": adapter["alpha"],
         "target_modules": list(adapter["target"]) if plain else modules,
@@ -58,8 +85,10 @@ def _config(bundle: Bundle) -> dict[str, Any]:
         "fan_in_fan_out": adapter["fan_in_fan_out"],
         "lora_dropout": 0.0,
         "bias": "none",
-        "inference_mode": True,
     }
+
+
+_CONFIGS = {"lora": _lora_config, "prompt": _prompt_config}
 
 
 def write_merged(path: Path, bundle: Bundle, weights: Mapping[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ from edgezo_runtime.bundle import QUANTIZED, Manifest, Parameter
 from edgezo_runtime.errors import InputError
 
 FULL = "full"
-ADAPTERS = ("lora",)
+ADAPTERS = ("lora", "prefix", "prompt")
 #: Last parts of the names that checkpoints give to what turns hidden states into answers.
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "cls")
 

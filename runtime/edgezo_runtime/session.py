@@ -107,7 +107,7 @@ class Session:
             for name, node in part.inputs.items():
                 missing.discard(name)
                 found = (node.type.removeprefix("tensor(").removesuffix(")"), *node.shape)
-                if name in ports or name in self._boundary or declared.get(name) == found:
+                if name in ports or name in self._boundary or _fits(declared.get(name), found):
                     continue
                 raise InputError(
                     f"the manifest of {bundle.folder} disagrees with its graph at input "
@@ -118,6 +118,14 @@ class Session:
             raise InputError(
                 f"the graph of {bundle.folder} lacks {min(missing)!r}, which its manifest names"
             )
+
+
+def _fits(declared: tuple[Any, ...] | None, found: tuple[Any, ...]) -> bool:
+    """Whether a weight has the graph's type and sizes; the graph may leave a size free."""
+    if declared is None or len(declared) != len(found) or declared[0] != found[0]:
+        return False
+    sizes = zip(declared[1:], found[1:], strict=True)
+    return all(size == named or not isinstance(named, int) for size, named in sizes)
 
 
 class _Part:

@@ -95,7 +95,8 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
 def begin_as(header: dict[str, Any], weights: Weights, run: Path) -> None:
     """Gives an adapter the values that a journal's run began with; see `adapter_init.restore`."""
     if weights.bundle.manifest.adapter:
-        weights.begin(adapter_init.restore(weights.arena.parameters, header, run))
+        parameters, base = weights.arena.parameters, weights.frozen()
+        weights.begin(adapter_init.restore(parameters, header, run, base, weights.bundle))
 
 
 class Tuning:

@@ -142,7 +142,7 @@ def test_without_the_packages_the_export_command_is_named(
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--rank", 4), ("rank", "--tune lora")),
+        (("--rank", 4), ("rank is a setting of adapters", "--tune is full")),
         (("--tune", "lora", "--rank", 0), ("rank is 0",)),
         (("--tune", "lora", "--target", "query"), ("'query'", "self_attn")),
     ],
@@ -236,7 +236,7 @@ def test_plain_onnx(
         out = save(run, "onnx", tmp_path / f"onnx-{number}")
         session = ort.InferenceSession(out / "model.onnx")
         assert [node.name for node in session.get_inputs()] == ["input_ids", "attention_mask"]
-        np.testing.assert_allclose(session.run(["logits"], feeds)[0], logits, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(session.run(["logits"], feeds)[0]), logits, atol=1e-4)
 
 
 def test_onnx_adapter(
@@ -257,12 +257,12 @@ def test_onnx_adapter(
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     with torch.no_grad():
         plain = base(torch.from_numpy(feeds["input_ids"])).logits.numpy()
-    np.testing.assert_allclose(session.run(["logits"], feeds)[0], plain, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(session.run(["logits"], feeds)[0]), plain, atol=1e-4)
     adapter = ort.LoraAdapter()
     adapter.Load(str(out / "adapter.onnx_adapter"))
     run_options = ort.RunOptions()
     run_options.add_active_adapter(adapter)
-    tuned = session.run(["logits"], feeds, run_options)[0]
+    tuned = np.asarray(session.run(["logits"], feeds, run_options)[0])
     np.testing.assert_allclose(tuned, logits, atol=1e-4)
 
 
@@ -271,5 +271,56 @@ def test_a_run_without_an_adapter(reference: Path, tmp_path: Path) -> None:
     assert contents(out)["model.safetensors"] == contents(reference)["model.safetensors"]
     for style in ("peft", "onnx-adapter"):
         words = ("save", reference, "--format", style, "--out", tmp_path / "no")
-        refused(called(*words), 2, "no LoRA adapter")
+        refused(called(*words), 2, "no adapter", "merged or onnx")
     refused(called("save", reference, "--out", out), 2, "exists already")
+
+
+# Prefix and prompt
+
+
+@pytest.mark.parametrize(("tune", "lr", "eps"), [("prefix", 3e-2, 1e-1), ("prompt", 3e-2, 1e-1)])
+def test_virtual_tokens(
+    tune: str, lr: float, eps: float, tiny_bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = ("--tune", tune, "--virtual-tokens", 4)
+    run = tmp_path / "run"
+    done = called(*begin(tiny_bundle, data, run, *settings, "--lr", lr, "--eps", eps))
+    assert done.status == 0, done.err
+    first, last = mean_losses(run)
+    assert last < 0.9 * first
+    base = tmp_path / "adapted.edgezo"
+    assert called("export", tiny_bundle, *settings, "--out", base).status == 0
+    out = tmp_path / "replayed"
+    done = called("replay", run, "--base", base, "--out", out)
+    assert done.status == 0, done.err
+    assert (out / "adapter_model.safetensors").read_bytes() == result(run)[0]
+    told = called("eval", run, "--data", data / "dev.jsonl", "--json")
+    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert told.json["loss"] == pytest.approx(kept[-1]["eval"]["loss"], abs=1e-6)
+    words = ("save", run, "--format", "merged", "--out", tmp_path / "no")
+    refused(called(*words), 2, f"a {tune}", "peft" if tune == "prompt" else "only edgezo")
+
+
+def test_peft_loads_a_prompt(
+    tiny_bundle: Path, tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from edgezo.cli.common import open_model
+    from edgezo_runtime.batch import Batch, TokenLoss
+
+    run = tmp_path / "run"
+    words = begin(tiny_bundle, data, run, "--tune", "prompt", "--lr", 3e-2, "--eps", 1e-1)
+    assert called(*words).status == 0
+    ids = np.random.default_rng(0).integers(3, 400, (2, 9))
+    every = np.arange(ids.size)
+    zeros = np.zeros_like(every)
+    batch = Batch(ids, np.ones_like(ids), every, zeros, np.arange(512), TokenLoss(2))
+    ours = open_model(run, 1)[0].forward(batch).candidate_logits
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model = PeftModel.from_pretrained(base, str(save(run, "peft", tmp_path / "peft"))).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(ids)).logits[:, 10:].numpy()
+    np.testing.assert_allclose(ours.reshape(logits.shape), logits, atol=1e-4)

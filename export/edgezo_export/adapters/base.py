@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -15,12 +16,18 @@ import onnx
 import onnx_ir as ir
 
 from edgezo_export.adapters.lora import add_lora
+from edgezo_export.adapters.prefix import add_prefix
+from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import new_folder
 from edgezo_export.signature import PARAMETERS_KEY
 from edgezo_runtime.bundle import GRAPH, Bundle, Parameter, open_bundle, write_manifest
 from edgezo_runtime.errors import InputError
 
-_KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {"lora": add_lora}
+_KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {
+    "lora": add_lora,
+    "prefix": add_prefix,
+    "prompt": add_prompt,
+}
 
 
 def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
@@ -42,7 +49,11 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         )
     kind, settings = adapter["kind"], {k: v for k, v in adapter.items() if k != "kind"}
     model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
-    added, resolved = _KINDS[kind](model, bundle.manifest.parameters, **settings)
+    add = _KINDS[kind]
+    unknown = settings.keys() - inspect.signature(add).parameters.keys()
+    if unknown:
+        raise InputError(f"{min(unknown)} is no setting of a {kind} adapter: leave it out")
+    added, resolved = add(model, bundle.manifest.parameters, **settings)
     described = json.loads(model.metadata_props[PARAMETERS_KEY])
     described |= {p.name: {"kind": p.kind, "aliases": []} for p in added}
     model.metadata_props[PARAMETERS_KEY] = json.dumps(described, separators=(",", ":"))
@@ -51,9 +62,15 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         bundle.manifest,
         parameters=(*bundle.manifest.parameters, *added),
         files={**bundle.manifest.files, GRAPH: hashlib.sha256(graph).hexdigest()},
+        context_length=bundle.manifest.context_length - _taken(kind, resolved),
         adapter={"kind": kind, **resolved},
     )
     return Bundle(bundle.folder, manifest, graph)
+
+
+def _taken(kind: str, settings: Mapping[str, Any]) -> int:
+    """Returns how many of the model's positions the adapter takes."""
+    return settings["virtual_tokens"] if kind == "prompt" else 0
 
 
 def write_adapted(bundle: Bundle, out: Path) -> None:
