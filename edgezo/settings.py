@@ -22,7 +22,7 @@ class Settings:
         data: training rows, JSONL.
         eval_data: held-out rows, JSONL, or None.
         out: the RUN folder.
-        task: ``"classify"``, ``"generate"`` or ``"text"``; None: by the data's columns.
+        task: ``"classify"``, ``"generate"``, ``"chat"`` or ``"text"``; None: by the data's columns.
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
         tune: ``"full"``, or patterns of parameter names with commas between them.

@@ -25,7 +25,7 @@ from edgezo_runtime.journal import read
 @subcommand("edgezo eval runs/first --data test.jsonl")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Rows, JSONL.")
-@click.option("--task", help="classify, generate or text.  [default: by the data's columns]")
+@click.option("--task", help="classify, generate, chat or text.  [default: by the data's columns]")
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)

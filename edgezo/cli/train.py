@@ -30,7 +30,7 @@ from edgezo_runtime.schedule import NAMES
 @click.option("--eval-data", help="Held-out rows, JSONL.")
 @click.option("--out", help="Folder for the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
-@click.option("--task", help="classify, generate or text.  [default: by the data's columns]")
+@click.option("--task", help="classify, generate, chat or text.  [default: by the data's columns]")
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
 @click.option("--tune", help="full, or patterns of parameter names.  [default: full]")
@@ -50,8 +50,9 @@ from edgezo_runtime.schedule import NAMES
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Tune BUNDLE with forward passes only, in the memory of inference.
 
-    Rows are {"text", "label"}, {"prompt", "completion"} or {"text"}, or other columns that
-    --template names. The run can be stopped with Ctrl-C and continued with `edgezo resume`.
+    Rows are {"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}, or other
+    columns that --template names. The run can be stopped with Ctrl-C and continued with
+    `edgezo resume`.
     """
     settings = Settings.resolve(flags, config)
     with RunProgress(settings.steps) as progress:

@@ -45,8 +45,9 @@ def batches(
     Args:
         data: path of a JSONL file, or the rows themselves.
         model: what the batches are for.
-        task: ``"classify"``, ``"generate"`` or ``"text"``, or a task made before (to give
-            evaluation rows the labels of the training rows); default: by the data's columns.
+        task: ``"classify"``, ``"generate"``, ``"chat"`` or ``"text"``, or a task made before
+            (to give evaluation rows the labels of the training rows); default: by the data's
+            columns.
         batch_size: rows a batch.
         seed: orders the rows; the run's own seed is a good choice.
         template: the prompt, with ``{column}`` where a column's text goes.

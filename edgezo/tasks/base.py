@@ -24,12 +24,14 @@ class Part:
 
     Attributes:
         tokens: what the model reads, (length,) int64.
-        targets: the tokens that should follow the last ``len(targets)`` of `tokens`, (answers,)
-            int64.
+        targets: the tokens that should follow the last ``len(targets)`` of `tokens`, or those at
+            `positions`, (answers,) int64.
+        positions: where in `tokens` the targets are predicted, (answers,) int64; None: at the end.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    positions: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Task(abc.ABC):
             end = len(part.tokens)
             input_ids[index, :end] = part.tokens
             attention_mask[index, :end] = 1
-            positions.append(index * length + np.arange(end - len(part.targets), end))
+            own = np.arange(end - len(part.targets), end)
+            positions.append(index * length + (own if part.positions is None else part.positions))
         return Batch(
             input_ids,
             attention_mask,

@@ -8,6 +8,7 @@ from typing import Any
 from edgezo.data.rows import Rows, listed, quoted
 from edgezo.tasks import classify, generate, text
 from edgezo.tasks.base import Task
+from edgezo.tasks.chat import Chat
 from edgezo.tasks.classify import Classify
 from edgezo.tasks.generate import Generate
 from edgezo.tasks.labels import GivenWords, Labels, labels_for
@@ -16,13 +17,13 @@ from edgezo.tasks.text import Text
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
-TASKS = (Classify.name, Generate.name, Text.name)
+TASKS = (Classify.name, Generate.name, Chat.name, Text.name)
 _DEFAULT_TEMPLATES = {
     Classify.name: classify.DEFAULT_TEMPLATE,
     Generate.name: generate.DEFAULT_TEMPLATE,
     Text.name: text.DEFAULT_TEMPLATE,
 }
-_ANSWER = {Classify.name: "label", Generate.name: "completion"}
+_ANSWER = {Classify.name: "label", Generate.name: "completion", Chat.name: "messages"}
 
 
 def make_task(
@@ -66,6 +67,10 @@ def make_task(
             f"{rows.place(0)} has no column {quoted(answer)}, which task {name} needs; "
             f"its columns are {listed(rows.columns)}"
         )
+    if name == Chat.name:
+        if template is not None:
+            raise InputError("task chat has the model's own chat template; give no other")
+        return Chat(tokenizer, context_length)
     if template is None:
         template = _template(name, defaults, rows)
         lacking = set(Template.parse(template).columns) - set(rows.columns)
@@ -94,7 +99,10 @@ def task_from_settings(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Tas
     """
     _check_name(settings.get("name"), "task in the settings")
     try:
-        context_length, template = int(settings["context_length"]), str(settings["template"])
+        context_length = int(settings["context_length"])
+        if settings["name"] == Chat.name:
+            return Chat(tokenizer, context_length)
+        template = str(settings["template"])
         if settings["name"] == Classify.name:
             labels = Labels(tuple(settings["labels"]), tuple(settings["words"]))
             return Classify(tokenizer, context_length, labels, template)
@@ -117,7 +125,9 @@ def _suits(defaults: Mapping[str, Any], rows: Rows) -> str | None:
     name = defaults.get("name")
     if name not in TASKS:
         return None
-    needed = set(Template.parse(_template(name, defaults, rows)).columns)
+    needed = set()
+    if name != Chat.name:
+        needed |= set(Template.parse(_template(name, defaults, rows)).columns)
     needed |= {_ANSWER[name]} if name in _ANSWER else set()
     return name if needed <= set(rows.columns) else None
 

@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles
+from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lift import ParameterNames
-from edgezo_export.shipped_graphs import CONFIG, find_graph, read_config
-from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
+from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs, read_config
+from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.torch_export import ATTENTION
 from edgezo_export.verify import verify_bundle
-from edgezo_runtime.bundle import GRAPH, SIDE_FILES
+from edgezo_export.verify_generation import verify_generation
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
@@ -30,7 +33,7 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = None) -> Path:
     """Writes the causal language model in `source` as a bundle and returns its folder `out`.
 
-    The bundle appears at `out` only after its graph agrees with transformers to 1e-4 and each of
+    The bundle appears at `out` only after its graphs agree with transformers to 1e-4 and each of
     its weights is seen to move the outputs. float16 and bfloat16 weights are widened to float32.
 
     Args:
@@ -41,7 +44,7 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
     Raises:
         InputError: `source` is no such checkpoint, needs code of its own, is quantised, or has a
             weight that changes nothing; or `out` exists.
-        EdgezoError: the exported graph does not compute what transformers computes.
+        EdgezoError: an exported graph does not compute what transformers computes.
     """
     raw = _checked_config(source)
     files = CheckpointFiles(source)
@@ -50,11 +53,12 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
     for key in names.kinds:
         files.require(key, names.aliases.get(key, ()))
     with new_folder(out) as folder:
-        shipped = find_graph(model.config.to_dict())
+        shipped = find_graphs(model.config.to_dict())
         if shipped is None:
             save_graph(export_text_graph(model), folder / GRAPH)
+            save_graph(export_generate_graph(model), folder / GENERATE)
         else:
-            shutil.copyfile(shipped, folder / GRAPH)
+            copy_graphs(shipped, folder)
         raw["torch_dtype"] = "float32"
         raw.pop("dtype", None)
         write_text(folder / CONFIG, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
@@ -67,6 +71,7 @@ def checkpoint_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None
             made_with=() if shipped else _EXPORTERS,
         )
         verify_bundle(folder, model)
+        verify_generation(folder, model)
     return out
 
 

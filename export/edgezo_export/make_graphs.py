@@ -11,36 +11,45 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import no_init_weights
 
+from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
-from edgezo_export.text_graph import ATTENTION, export_text_graph, save_graph
-from edgezo_runtime.bundle import GRAPH
+from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.torch_export import ATTENTION
+from edgezo_runtime.bundle import GENERATE, GRAPH
 
 
-def export_config(config: Mapping[str, Any]) -> ir.Model:
-    """Returns the graph of the model that a `config.json` describes."""
+def described_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """Returns the model that a `config.json` describes, its weights' values left undefined."""
     with no_init_weights():  # only the weights' shapes matter
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config), attn_implementation=ATTENTION
         )
     model.tie_weights()  # no_init_weights leaves it out
-    return export_text_graph(model)
+    return model.eval()
 
 
-def make_graph(folder: Path, out: Path) -> Path:
-    """Exports the graph of the `config.json` in `folder` to the file `out` and returns it."""
-    save_graph(export_config(read_config(folder)), out)
-    return out
+def export_config(config: Mapping[str, Any]) -> ir.Model:
+    """Returns the text graph of the model that a `config.json` describes."""
+    return export_text_graph(described_model(config))
+
+
+def make_graphs(folder: Path, out: Path) -> tuple[Path, Path]:
+    """Exports both graphs of the `config.json` in `folder` to the folder `out`; returns them."""
+    model = described_model(read_config(folder))
+    save_graph(export_text_graph(model), out / GRAPH)
+    save_graph(export_generate_graph(model), out / GENERATE)
+    return out / GRAPH, out / GENERATE
 
 
 def main(names: list[str]) -> None:
     """Regenerates the graphs `names`, or all of them."""
     for name in names or shipped():
         folder = shipped_folder(name)
-        path = make_graph(folder, folder / GRAPH)
-        print(f"{path}: {path.stat().st_size} bytes")
+        for path in make_graphs(folder, folder):
+            print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from edgezo_runtime.files import sha256, write_text
 SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
+GENERATE = "generate.onnx"
 WEIGHTS = "model.safetensors"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -154,6 +155,11 @@ class Bundle:
     def graph(self) -> Path:
         """The graph's file."""
         return self.folder / GRAPH
+
+    @property
+    def generate(self) -> Path | None:
+        """The generation graph's file, if the bundle has one."""
+        return self.folder / GENERATE if GENERATE in self.manifest.files else None
 
     @property
     def weights(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import Batch, Outputs
 from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import Tokenizer
 
@@ -125,6 +127,16 @@ class Model:
         """Runs one forward pass over `batch`."""
         self.weights.settle()
         return self._session.forward(batch)
+
+    @functools.cached_property
+    def generation(self) -> GenerationSession | None:
+        """What reads texts with a cache, over the same weights; None if the bundle has no graph.
+
+        It is opened when it is first asked for.
+        """
+        if self.bundle.generate is None:
+            return None
+        return GenerationSession(self.bundle.generate, self.weights, self.threads)
 
     def loss(self, batch: Batch) -> float:
         """Returns the mean loss of `batch`, in nats."""

@@ -51,7 +51,7 @@ class Session:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         self._check(bundle)
         for parameter in bundle.manifest.parameters:
-            value = _alias(weights[parameter.name], dtypes.named(parameter.dtype))
+            value = alias(weights[parameter.name], dtypes.named(parameter.dtype))
             for part in self._parts:
                 part.keep(parameter.name, value)
         self._text: tuple[np.ndarray, np.ndarray] | None = None  # what the boundary holds
@@ -111,14 +111,7 @@ class _Part:
     """One ONNX Runtime session and what is bound to it."""
 
     def __init__(self, model: bytes, threads: int) -> None:
-        ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle workers would spin on the cores that the sweep needs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(model, threads)
         self._binding = self._session.io_binding()
         self._values: dict[str, Any] = {}  # the binding does not keep them alive
         self.inputs = {node.name: node for node in self._session.get_inputs()}
@@ -141,7 +134,19 @@ class _Part:
         return self._binding.get_outputs()
 
 
-def _alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:
+def open_session(model: bytes, threads: int) -> Any:
+    """Returns the InferenceSession of the ONNX file `model`."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle workers would spin on the cores that the sweep needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:
     """Returns an OrtValue over the memory of `array`; ONNX Runtime would copy a strided one."""
     value_type = onnxruntime().OrtValue
     if dtype == dtypes.BFLOAT16:
