@@ -222,7 +222,8 @@ def test_a_template_of_ones_own_is_refused(plain: Chat) -> None:
 
 def test_a_run_on_conversations(tiny_bundle: Path, tmp_path: Path) -> None:
     rows = [{"messages": CONVERSATION[start : start + 2]} for start in (1, 3)] * 4
-    data = write_rows(tmp_path / "chat.jsonl", [*rows, {"messages": CONVERSATION}])
+    long = [{"role": "user", "content": "the old band " * 30}, CONVERSATION[2]]
+    data = write_rows(tmp_path / "chat.jsonl", [*rows, {"messages": long}])
     run = tmp_path / "run"
     flags = ("--steps", 3, "--batch-size", 4, "--threads", 1)
     done = called("train", tiny_bundle, "--data", data, "--out", run, *flags, "--json")

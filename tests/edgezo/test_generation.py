@@ -151,12 +151,18 @@ def test_the_command_line(tiny_bundle: Path, model: edgezo.Model) -> None:
     assert told.json["text"] != edgezo.generate(model, "a good film", 9, 1.2, 4)
 
 
-def test_a_graph_of_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_graph_that_does_not_fit_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgezo.load(tiny_bundle, threads=1)
+    arrays = model.weights.arrays() | {"model.norm.lora_A": np.zeros((2, 32), np.float32)}
+    monkeypatch.setattr(model.weights, "arrays", lambda: arrays)
+    with pytest.raises(InputError, match=r"generate\.onnx does not take .*lora_A"):
+        edgezo.generate(model, "a film")
     folder = shutil.copytree(tiny_bundle, tmp_path / "b.edgezo")
-    shutil.copyfile(folder / "graph.onnx", folder / "generate.onnx")
-    with pytest.raises(InputError, match=r"generate\.onnx does not match its checksum"):
-        edgezo.load(folder)
-    (folder / "generate.onnx").write_bytes(b"no graph")
-    forge(folder)
-    with pytest.raises(InputError, match="cannot load .*generate"):
+    forge(folder, lambda bundle: (folder / "generate.onnx").write_bytes(b"no graph"))
+    with pytest.raises(InputError, match=r"cannot load .*generate\.onnx"):
         edgezo.generate(edgezo.load(folder), "a film")
+    (folder / "generate.onnx").unlink()
+    with pytest.raises(InputError, match=r"lacks generate\.onnx"):
+        edgezo.load(folder)
