@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgezo.answers import evaluate_answers
 from edgezo.cli.common import (
     as_json,
     open_model,
@@ -15,6 +16,7 @@ from edgezo.cli.common import (
     template_option,
     threads_option,
 )
+from edgezo.cli.progress import eval_progress
 from edgezo.data.rows import read_rows
 from edgezo.evaluate import evaluate
 from edgezo.run_folder import RunFolder, is_run
@@ -29,6 +31,10 @@ from edgezo_runtime.journal import read
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--metric", help="em, f1 or em,f1: also let the model answer, and compare with completions."
+)
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @threads_option
 @as_json
 def command(
@@ -38,6 +44,8 @@ def command(
     template: str | None,
     label_words: str | None,
     batch_size: int,
+    metric: str | None,
+    max_tokens: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -64,17 +72,24 @@ def command(
         )
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
-    metrics = evaluate(loaded, maker, examples, batch_size)
+    with eval_progress() as progress:
+        metrics = evaluate(loaded, maker, examples, batch_size, progress)
+        answers = {}
+        if metric is not None:
+            names = [name.strip() for name in metric.split(",")]
+            answers = evaluate_answers(loaded, maker, rows, names, max_tokens, batch_size, progress)
     seconds = time.perf_counter() - started
     if as_json:
         print_json(
             {
                 **metrics.to_json(),
+                **answers,
                 "seconds": round(seconds, 2),
                 "truncated": maker.truncated,
             }
         )
         return
-    click.echo(f"{metrics} on {metrics.examples} examples in {seconds:.1f} s")
+    told = ", ".join([str(metrics), *(f"{name} {100 * x:.1f} %" for name, x in answers.items())])
+    click.echo(f"{told} on {metrics.examples} examples in {seconds:.1f} s")
     if maker.truncated:
         click.echo(f"{maker.truncated} texts were cut to fit the model's context")

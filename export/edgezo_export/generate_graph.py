@@ -60,8 +60,7 @@ class GenerateGraph(nn.Module):
             ).logits
         finally:
             handle.remove()
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        return [logits.float(), *present]
+        return [logits.float(), *_tensors(cache)]
 
 
 def export_generate_graph(model: PreTrainedModel) -> ir.Model:
@@ -99,5 +98,9 @@ def _cache_sizes(model: PreTrainedModel) -> list[tuple[int, int]]:
     """Returns (heads, head_dim) of each layer's key and of its value, as the model makes them."""
     with torch.no_grad():
         cache = model(torch.zeros((1, 2), dtype=torch.int64), use_cache=True).past_key_values
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return [(tensor.shape[1], tensor.shape[3]) for tensor in tensors]
+    return [(tensor.shape[1], tensor.shape[3]) for tensor in _tensors(cache)]
+
+
+def _tensors(cache: DynamicCache) -> list[Tensor]:
+    """Returns each layer's key and value."""
+    return [cast(Tensor, part) for layer in cache.layers for part in (layer.keys, layer.values)]

@@ -65,7 +65,9 @@ def trained(task: Chat, messages: list[dict[str, str]]) -> list[list[str]]:
         assert part.positions is not None
         breaks = np.flatnonzero(np.diff(part.positions) > 1) + 1
         stretches = np.split(part.targets, breaks)
-        found.append([task.tokenizer.decode(tokens, skip_special=False) for tokens in stretches])
+        found.append(
+            [task.tokenizer.decode(tokens.tolist(), skip_special=False) for tokens in stretches]
+        )
     return found
 
 
@@ -97,7 +99,7 @@ def test_the_assistants_turns_are_trained_to_their_ends(tmp_path: Path, template
     assert trained(task, CONVERSATION) == [expected]
     (example,) = task.encode({"messages": CONVERSATION})
     text = task.tokenizer.apply_chat_template(CONVERSATION[:5], add_generation_prompt=False)
-    read = task.tokenizer.decode(example.parts[0].tokens, skip_special=False)
+    read = task.tokenizer.decode(example.parts[0].tokens.tolist(), skip_special=False)
     assert text.startswith(read) and text.removeprefix(read) == "</s>\n"
     assert task.truncated == 0
 
@@ -120,7 +122,7 @@ def test_marks_and_differences_agree_with_transformers(
     expected = np.array(told["input_ids"])[mask == 1]
     for task in (plain, marked):
         (example,) = task.encode({"messages": messages})
-        spoken = task.tokenizer.decode(example.parts[0].targets, skip_special=False)
+        spoken = task.tokenizer.decode(example.parts[0].targets.tolist(), skip_special=False)
         assert spoken == "".join(f"{answer}</s>" for _, answer in turns)
         if "".join(answer for _, answer in turns).isalpha():  # tokens may merge across the marks
             assert example.parts[0].targets.tolist() == expected.tolist()
@@ -136,7 +138,7 @@ def test_each_turn_is_an_example_where_earlier_ones_are_rewritten(tmp_path: Path
     ]
     assert trained(task, messages) == [["hm|good</s>"], ["well|bad</s>"]]
     second = task.encode({"messages": messages})[1].parts[0]
-    read = task.tokenizer.decode(second.tokens, skip_special=False)
+    read = task.tokenizer.decode(second.tokens.tolist(), skip_special=False)
     assert read == "<user>a film?</s><assistant>good</s><user>a book?</s><assistant>well|bad"
     assert trained(task, messages[:2]) == [["hm|good</s>"]]
 
@@ -148,7 +150,7 @@ def test_the_oldest_exchanges_go_first(plain: Chat, tmp_path: Path) -> None:
     assert task.truncated == 0
     task.context_length -= 1
     (cut,) = task.encode({"messages": CONVERSATION})
-    read = task.tokenizer.decode(cut.parts[0].tokens, skip_special=False)
+    read = task.tokenizer.decode(cut.parts[0].tokens.tolist(), skip_special=False)
     assert read.startswith("<s><system>\nsearch the music</s>\n<user>\na book</s>")
     assert trained(task, CONVERSATION) == [["wonderful story,\nwith actors</s>"]]
     task.context_length = 4

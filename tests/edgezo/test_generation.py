@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def session_of(model: edgezo.Model) -> GenerationSession:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "seed": 3, "top_p": 0.9}])
 def test_the_cache_changes_no_text(
-    model: edgezo.Model, without_cache: edgezo.Model, options: dict[str, float]
+    model: edgezo.Model, without_cache: edgezo.Model, options: dict[str, Any]
 ) -> None:
     assert without_cache.generation is None
     for prompt in PROMPTS:

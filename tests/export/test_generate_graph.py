@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,8 @@ def test_greedy_tokens_are_those_of_transformers(
     session, _ = open_generation(open_bundle(bundle_folder(name)))
     tokens = np.random.default_rng(4).integers(3, VOCABULARY, (3, 9))
     mask = (np.arange(9) >= np.array([[0], [4], [8]])).astype(np.int64)
-    theirs = tiny_model(name).generate(
+    model: Any = tiny_model(name)
+    theirs = model.generate(
         torch.from_numpy(tokens * mask),
         attention_mask=torch.from_numpy(mask),
         max_new_tokens=20,

@@ -20,6 +20,7 @@ from edgezo_runtime.bundle import GENERATE, GRAPH, is_bundle, open_bundle
 from edgezo_runtime.errors import InputError
 
 
+@pytest.mark.timeout(1800)  # torch takes minutes for each on a busy machine
 @pytest.mark.parametrize("name", ["opt-125m", "smollm2-135m"])
 def test_a_fresh_export_is_byte_for_byte_the_same(name: str, tmp_path: Path) -> None:
     folder = shipped_folder(name)
