@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from edgezo.finite_json import finite_json
 from edgezo_runtime import journal, peft, safetensors_file, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -87,13 +89,13 @@ class RunFolder:
         return settings
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of the metrics file that are whole."""
+        """Returns the lines of the metrics file that are whole, with NaN for their nulls."""
         path = self.path / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         metrics = []
         for line in lines:
             try:
-                metrics.append(json.loads(line))
+                metrics.append(json.loads(line, object_pairs_hook=_from_json))
             except ValueError:
                 break  # torn by a crash
         return metrics
@@ -130,13 +132,17 @@ class MetricsFile:
         lines = run.read_metrics() if steps else []
         kept = [line for line in lines if line["step"] < steps + ("eval" not in line)]
         self._path = run.path / METRICS
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._path, "".join(finite_json(line) + "\n" for line in kept))
         self._file = self._path.open("ab", buffering=0)  # nothing is left to fail in `close`
 
     def write(self, **fields: Any) -> None:
-        """Appends one line; raises EdgezoError if the disk does not take it."""
+        """Appends one line, null for what is not finite.
+
+        Raises:
+            EdgezoError: the disk does not take it.
+        """
         try:
-            data = json.dumps(fields).encode() + b"\n"
+            data = finite_json(fields).encode() + b"\n"
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -150,3 +156,7 @@ class MetricsFile:
 def is_run(path: Path) -> bool:
     """Whether `path` is a run folder."""
     return (path / journal.NAME).is_file()
+
+
+def _from_json(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in pairs}

@@ -25,7 +25,8 @@ class Settings:
         data: training rows, JSONL; of arrays also `.npz`.
         eval_data: held-out rows, likewise, or None.
         out: the RUN folder.
-        task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``; None: by the
+        task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"``, ``"chat"`` or
+            ``"text"``; None: by the
             model and the data's columns.
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import click
 
 from edgezo.adapted import open_adapted
 from edgezo.cli.adapters import add_adapter
+from edgezo.finite_json import finite_json
 from edgezo.run_folder import RunFolder, is_run
 from edgezo_runtime import journal, peft
 from edgezo_runtime.errors import InputError
@@ -50,12 +49,7 @@ def subcommand(example: str) -> Callable[[Callable[..., Any]], click.Command]:
 
 def print_json(fields: dict[str, Any]) -> None:
     """Prints `fields` as one line of JSON."""
-    click.echo(json.dumps({name: _finite(value) for name, value in fields.items()}))
-
-
-def _finite(value: Any) -> Any:
-    """Returns None for what JSON has no number for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(finite_json(fields))
 
 
 def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:

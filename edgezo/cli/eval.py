@@ -8,6 +8,7 @@ from typing import cast
 
 import click
 
+from edgezo.answers import evaluate_answers
 from edgezo.cli.common import (
     as_json,
     open_model,
@@ -16,9 +17,12 @@ from edgezo.cli.common import (
     template_option,
     threads_option,
 )
+from edgezo.cli.progress import eval_progress
+from edgezo.data.rows import Rows
 from edgezo.evaluate import evaluate
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.tasks import Arrays, BaseTask, read_data, task_from_settings, task_of
+from edgezo.tasks import Arrays, BaseTask, Task, read_data, task_from_settings, task_of
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import read
 
 
@@ -31,11 +35,16 @@ from edgezo_runtime.journal import read
     help="Rows, JSONL; of arrays also .npz.",
 )
 @click.option(
-    "--task", help="classify, masked, head, generate or text.  [default: by the data's columns]"
+    "--task",
+    help="classify, masked, head, generate, chat or text.  [default: by the model and data]",
 )
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--metric", help="em, f1 or em,f1: also let the model answer, and compare with completions."
+)
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @threads_option
 @as_json
 def command(
@@ -45,6 +54,8 @@ def command(
     template: str | None,
     label_words: str | None,
     batch_size: int,
+    metric: str | None,
+    max_tokens: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -63,17 +74,26 @@ def command(
         maker = cast(BaseTask, task_from_settings(own, loaded.tokenizer))
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
-    metrics = evaluate(loaded, maker, examples, batch_size)
+    with eval_progress() as progress:
+        metrics = evaluate(loaded, maker, examples, batch_size, progress)
+        answers = {}
+        if metric is not None:
+            if not isinstance(maker, Task) or not isinstance(rows, Rows):
+                raise InputError("--metric judges generated text, and this model takes arrays")
+            names = [name.strip() for name in metric.split(",")]
+            answers = evaluate_answers(loaded, maker, rows, names, max_tokens, batch_size, progress)
     seconds = time.perf_counter() - started
     if as_json:
         print_json(
             {
                 **metrics.to_json(),
+                **answers,
                 "seconds": round(seconds, 2),
                 "truncated": maker.truncated,
             }
         )
         return
-    click.echo(f"{metrics} on {metrics.examples} examples in {seconds:.1f} s")
+    told = ", ".join([str(metrics), *(f"{name} {100 * x:.1f} %" for name, x in answers.items())])
+    click.echo(f"{told} on {metrics.examples} examples in {seconds:.1f} s")
     if maker.truncated:
         click.echo(f"{maker.truncated} texts were cut to fit the model's context")

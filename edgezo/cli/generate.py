@@ -17,6 +17,13 @@ from edgezo.generate import stream
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens whose probabilities add up to this.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @threads_option
 @as_json
@@ -26,6 +33,7 @@ def command(
     chat: bool,
     max_tokens: int,
     temperature: float,
+    top_p: float,
     seed: int,
     threads: int | None,
     as_json: bool,
@@ -36,7 +44,7 @@ def command(
         prompt = loaded.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     started = time.perf_counter()
     text = ""
-    for piece in stream(loaded, prompt, max_tokens, temperature, seed):
+    for piece in stream(loaded, prompt, max_tokens, temperature, seed, top_p):
         text += piece
         if not as_json:
             click.echo(piece, nl=False)

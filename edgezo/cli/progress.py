@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import click
@@ -18,6 +20,33 @@ from edgezo_runtime.memory import resident_bytes
 
 _PLAIN_SECONDS = 10.0
 _SMOOTHING = 0.95
+
+
+def _terminal_bar() -> Progress | None:
+    """Returns a bar if somebody watches the standard error."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return None
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextlib.contextmanager
+def eval_progress() -> Iterator[Callable[[int, int], None]]:
+    """Gives what an evaluation tells its progress to: a bar on a terminal, nothing elsewhere."""
+    bar = _terminal_bar()
+    if bar is None:
+        yield lambda done, total: None
+        return
+    task = bar.add_task("evaluating", total=None, status="")
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class RunProgress(Callback):
@@ -35,17 +64,8 @@ class RunProgress(Callback):
         self._seconds: float | None = None
         self._stopping = False
         self._last_line = time.monotonic()
-        console = Console(file=sys.stderr)
-        self._bar = None
-        if console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
+        self._bar = None if quiet else _terminal_bar()
+        if self._bar:
             self._task = self._bar.add_task("tuning", total=steps, status="")
 
     def __enter__(self) -> RunProgress:

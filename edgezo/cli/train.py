@@ -35,7 +35,8 @@ WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 @click.option("--out", help="Folder for the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
 @click.option(
-    "--task", help="classify, masked, head, generate or text.  [default: by the data's columns]"
+    "--task",
+    help="classify, masked, head, generate, chat or text.  [default: by the model and data]",
 )
 @template_option
 @click.option("--label-words", help="Word for each label, with commas between them.")
@@ -57,8 +58,9 @@ WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Tune BUNDLE with forward passes only, in the memory of inference.
 
-    Rows are {"text", "label"}, {"prompt", "completion"} or {"text"}, or other columns that
-    --template names. The run can be stopped with Ctrl-C and continued with `edgezo resume`.
+    Rows are {"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}, or other
+    columns that --template names. The run can be stopped with Ctrl-C and continued with
+    `edgezo resume`.
     """
     settings = Settings.resolve(flags, config)
     with RunProgress(settings.steps) as progress:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, overload
 from edgezo_runtime.errors import InputError
 
 Row = dict[str, Any]
-LAYOUTS = '{"text", "label"}, {"prompt", "completion"} or {"text"}'
+LAYOUTS = '{"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}'
 _TEXTS = ("text", "prompt", "completion", "label_text")
 _BOM = b"\xef\xbb\xbf"
 
@@ -26,7 +26,7 @@ class Rows(Sequence[Row]):
         lines: each row's line in the file, from 1.
         path: the file, or None for rows given in memory.
         sha256: of the file's bytes; for rows in memory, of their JSON.
-        kind: what the columns suggest: ``"classify"``, ``"generate"`` or ``"text"``.
+        kind: what the columns suggest: ``"classify"``, ``"generate"``, ``"chat"`` or ``"text"``.
     """
 
     items: tuple[Row, ...] = field(repr=False)
@@ -257,10 +257,7 @@ def _checked(items: list[Row], lines: list[int], path: Path | None, digest: str)
 def _layout(row: Row, place: str) -> tuple[str, tuple[str, ...]]:
     """Returns the kind of data that `row`, the first one, begins, and the columns it needs."""
     if "messages" in row:
-        raise InputError(
-            f'{place}: rows of "messages" are not supported yet; '
-            'write each as {"prompt", "completion"}'
-        )
+        return "chat", ("messages",)
     if "prompt" in row and "completion" in row:
         return "generate", ("prompt", "completion")
     if "label" in row:

@@ -6,6 +6,7 @@ from edgezo.tasks.base import BaseTask as BaseTask
 from edgezo.tasks.base import Example as Example
 from edgezo.tasks.base import Part as Part
 from edgezo.tasks.base import Task as Task
+from edgezo.tasks.chat import Chat as Chat
 from edgezo.tasks.classify import Classify as Classify
 from edgezo.tasks.generate import Generate as Generate
 from edgezo.tasks.head import Head as Head

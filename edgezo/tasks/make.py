@@ -8,6 +8,7 @@ from typing import Any
 from edgezo.data.rows import Rows, listed, quoted
 from edgezo.tasks import classify, generate, head, masked, text
 from edgezo.tasks.base import Task
+from edgezo.tasks.chat import Chat
 from edgezo.tasks.classify import Classify
 from edgezo.tasks.generate import Generate
 from edgezo.tasks.head import Head, head_labels
@@ -19,10 +20,10 @@ from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
-TASKS = (Classify.name, Masked.name, Head.name, Generate.name, Text.name)
+TASKS = (Classify.name, Masked.name, Head.name, Generate.name, Chat.name, Text.name)
 #: What each kind of model can do; the first is what it does with labels.
 _SUITABLE = {
-    "causal": (Classify.name, Generate.name, Text.name),
+    "causal": (Classify.name, Generate.name, Chat.name, Text.name),
     "masked": (Masked.name,),
     "head": (Head.name,),
     "seq2seq": (Classify.name, Generate.name),
@@ -47,6 +48,7 @@ _ANSWER = {
     Masked.name: "label",
     Head.name: "label",
     Generate.name: "completion",
+    Chat.name: "messages",
 }
 
 
@@ -102,6 +104,10 @@ def make_task(
             f"{rows.place(0)} has no column {quoted(answer)}, which task {name} needs; "
             f"its columns are {listed(rows.columns)}"
         )
+    if name == Chat.name:
+        if template is not None:
+            raise InputError("task chat has the model's own chat template; give no other")
+        return Chat(tokenizer, context_length)
     if template is None:
         template = _template(name, defaults, rows)
         lacking = _columns(name, template) - set(rows.columns)
@@ -137,7 +143,10 @@ def task_from_settings(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Tas
     """
     name = _known(settings.get("name"), "task in the settings", TASKS)
     try:
-        context_length, template = int(settings["context_length"]), str(settings["template"])
+        context_length = int(settings["context_length"])
+        if name == Chat.name:
+            return Chat(tokenizer, context_length)
+        template = str(settings["template"])
         start = settings.get("decoder_start")
         start = None if start is None else int(start)
         if name in (Generate.name, Text.name):

@@ -16,6 +16,7 @@ from edgezo_export.signature import read_signature
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import (
     CAUSAL,
+    GENERATE,
     GRAPH,
     SIDE_FILES,
     WEIGHTS,
@@ -61,10 +62,11 @@ def complete_bundle(
     made_with: tuple[str, ...] = (),
     form: Mapping[str, Any] = CAUSAL,
 ) -> Manifest:
-    """Adds the weights and then the manifest to a folder that holds the graph and side files.
+    """Adds the weights and then the manifest to a folder that holds the graphs and side files.
 
     Args:
-        folder: holds `graph.onnx`, and `config.json` and the tokenizer's files where there are any.
+        folder: holds `graph.onnx`, and `generate.onnx`, `config.json` and the tokenizer's files
+            where there are any.
         tensor: returns a parameter's value, C-contiguous, in storage dtype; called once for each
             parameter in arena order, so that one tensor at a time is in memory.
         context_length: the longest sequence that the model takes, in tokens; None for arrays.
@@ -80,7 +82,8 @@ def complete_bundle(
         lambda name: tensor(parameters[name]),
     )
     files = {GRAPH: sha256(folder / GRAPH), WEIGHTS: digest}
-    files |= {name: sha256(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    optional = [name for name in (GENERATE, *SIDE_FILES) if (folder / name).is_file()]
+    files |= {name: sha256(folder / name) for name in optional}
     manifest = Manifest(
         signature.parameters,
         signature.inputs,

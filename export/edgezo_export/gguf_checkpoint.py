@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.gguf_tokenizer import write_tokenizer
-from edgezo_export.shipped_graphs import CONFIG, find_graph
-from edgezo_runtime.bundle import GRAPH, Parameter
+from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs
+from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
@@ -54,11 +53,11 @@ def gguf_to_bundle(gguf_path: Path, out: Path) -> Path:
     with new_folder(out) as folder:
         write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         write_tokenizer(folder, checkpoint.metadata, gguf_path)
-        shipped = find_graph(config)
+        shipped = find_graphs(config)
         if shipped is None:
-            _export_graph(config, folder / GRAPH, gguf_path)
+            _export_graphs(folder, gguf_path)
         else:
-            shutil.copyfile(shipped, folder / GRAPH)
+            copy_graphs(shipped, folder)
         complete_bundle(folder, checkpoint.tensor, context_length=config["max_position_embeddings"])
     return out
 
@@ -186,12 +185,12 @@ def unpermuted(values: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
 
 
-def _export_graph(config: Mapping[str, Any], path: Path, gguf_path: Path) -> None:
+def _export_graphs(folder: Path, gguf_path: Path) -> None:
     try:
-        from edgezo_export.make_graphs import make_graph
+        from edgezo_export.make_graphs import make_graphs
     except ImportError as error:
         raise InputError(
             f"edgezo ships no graph for the size of {gguf_path} and needs torch to make one: "
             'run `pip install "edgezo[export]"`'
         ) from error
-    make_graph(path.parent, path)
+    make_graphs(folder, folder)

@@ -17,13 +17,15 @@ from edgezo_export.architectures import CAUSAL, Architecture
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
 from edgezo_export.checks import check_model, check_tokenizer, checked_config
+from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.optimum_graph import has_onnx, optimum_file, read_optimum_graph
-from edgezo_export.shipped_graphs import CONFIG, find_graph
+from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs
 from edgezo_export.text_graph import save_graph
 from edgezo_export.verify import verify_bundle
-from edgezo_runtime.bundle import GRAPH, SIDE_FILES
+from edgezo_export.verify_generation import verify_generation
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
@@ -59,7 +61,7 @@ def checkpoint_to_bundle(
     Raises:
         InputError: `source` is no such checkpoint, needs code of its own, is quantised, or has a
             weight that changes nothing; or `out` exists.
-        EdgezoError: the exported graph does not compute what transformers computes.
+        EdgezoError: an exported graph does not compute what transformers computes.
     """
     _check_dtype(dtype)
     raw, kind = checked_config(source)
@@ -87,6 +89,8 @@ def checkpoint_to_bundle(
         else:
             _through_torch(source, folder, model, kind, complete)
         verify_bundle(folder, model)
+        if (folder / GENERATE).is_file():
+            verify_generation(folder, model)
     return out
 
 
@@ -101,12 +105,14 @@ def _through_torch(
     names = ParameterNames.of(model)
     for key in names.kinds:
         files.require(key, names.aliases.get(key, ()))
-    known = kind is CAUSAL and model.dtype == torch.float32
-    shipped = find_graph(model.config.to_dict()) if known else None
-    if shipped is None:
-        save_graph(kind.export(model), folder / GRAPH)
+    generates = kind is CAUSAL and model.dtype == torch.float32
+    shipped = find_graphs(model.config.to_dict()) if generates else None
+    if shipped is not None:
+        copy_graphs(shipped, folder)
     else:
-        shutil.copyfile(shipped, folder / GRAPH)
+        save_graph(kind.export(model), folder / GRAPH)
+        if generates:
+            save_graph(export_generate_graph(model), folder / GENERATE)
     complete(files.tensor, made_with=() if shipped else _EXPORTERS)
 
 

@@ -11,31 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.model_shell import shell
 from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
 from edgezo_export.text_graph import export_text_graph, save_graph
-from edgezo_runtime.bundle import GRAPH
+from edgezo_runtime.bundle import GENERATE, GRAPH
+
+
+def described_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """Returns the model that a `config.json` describes, without memory for its weights."""
+    return shell(AutoConfig.for_model(**config))
 
 
 def export_config(config: Mapping[str, Any]) -> ir.Model:
-    """Returns the graph of the model that a `config.json` describes."""
-    return export_text_graph(shell(AutoConfig.for_model(**config)))
+    """Returns the text graph of the model that a `config.json` describes."""
+    return export_text_graph(described_model(config))
 
 
-def make_graph(folder: Path, out: Path) -> Path:
-    """Exports the graph of the `config.json` in `folder` to the file `out` and returns it."""
-    save_graph(export_config(read_config(folder)), out)
-    return out
+def make_graphs(folder: Path, out: Path) -> tuple[Path, Path]:
+    """Exports both graphs of the `config.json` in `folder` to the folder `out`; returns them."""
+    model = described_model(read_config(folder))
+    save_graph(export_text_graph(model), out / GRAPH)
+    save_graph(export_generate_graph(model), out / GENERATE)
+    return out / GRAPH, out / GENERATE
 
 
 def main(names: list[str]) -> None:
     """Regenerates the graphs `names`, or all of them."""
     for name in names or shipped():
         folder = shipped_folder(name)
-        path = make_graph(folder, folder / GRAPH)
-        print(f"{path}: {path.stat().st_size} bytes")
+        for path in make_graphs(folder, folder):
+            print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

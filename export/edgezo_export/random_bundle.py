@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
-from edgezo_export.shipped_graphs import CONFIG, read_config, shipped_folder
+from edgezo_export.shipped_graphs import CONFIG, copy_graphs, read_config, shipped_folder
 from edgezo_runtime.bundle import GRAPH, Parameter, is_bundle, open_bundle
 from edgezo_runtime.files import sha256
 
@@ -48,8 +48,8 @@ def random_bundle(name: str, out: Path, seed: int = 0) -> Path:
         return values
 
     with new_folder(out) as folder:
-        for file in (GRAPH, CONFIG):
-            shutil.copyfile(source / file, folder / file)
+        copy_graphs(source, folder)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
         context_length = int(read_config(source)["max_position_embeddings"])
         complete_bundle(folder, tensor, context_length=context_length, made_with=("numpy",))
     return out

@@ -1,13 +1,17 @@
-"""The graphs that come with edgezo, for common models, so that those need no torch."""
+"""The graphs that come with edgezo, for common models, so that those need no torch.
+
+Each folder holds both graphs of its `config.json`.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgezo_runtime.bundle import GRAPH
+from edgezo_runtime.bundle import GENERATE, GRAPH
 from edgezo_runtime.errors import InputError
 
 FOLDER = Path(__file__).parent / "graphs"
@@ -55,8 +59,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def find_graph(config: Mapping[str, Any]) -> Path | None:
-    """Returns the shipped graph that computes the model of `config`, or None.
+def find_graphs(config: Mapping[str, Any]) -> Path | None:
+    """Returns the folder of the shipped graphs that compute the model of `config`, or None.
 
     Args:
         config: a configuration with its defaults written out.
@@ -64,5 +68,11 @@ def find_graph(config: Mapping[str, Any]) -> Path | None:
     for name in shipped():
         theirs = read_config(FOLDER / name).items()
         if all(config.get(key) == value for key, value in theirs if key not in _IMMATERIAL):
-            return FOLDER / name / GRAPH
+            return FOLDER / name
     return None
+
+
+def copy_graphs(source: Path, folder: Path) -> None:
+    """Copies both graphs of the folder `source` into `folder`."""
+    for name in (GRAPH, GENERATE):
+        shutil.copyfile(source / name, folder / name)

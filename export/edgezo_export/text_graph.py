@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edgezo_export.lift import ParameterNames, lifted
+from edgezo_export.torch_export import export_wrapper
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 
 INPUTS = ("input_ids", "attention_mask", "positions", "targets", "candidates")
 OUTPUTS = ("logprobs", "candidate_logits")
-OPSET = 18
 LONG_SUM = 4096  # terms that are not added in sequence
-WRAPPER_PREFIX = "model."
 
 
 class TextGraph(nn.Module):
@@ -124,7 +121,6 @@ def export_graph(wrapper: nn.Module, vocabulary: int = 8, decoder: bool = False)
     Raises:
         InputError: the model cannot be exported; the message quotes the exporter's reason.
     """
-    model = cast(PreTrainedModel, wrapper.model)
     dims = {n: torch.export.Dim(n) for n in ("batch", "length", "answers", "choices", "decoded")}
     # Sizes differ from each other and from 0 and 1, or torch would take them for constants.
     example = {
@@ -144,25 +140,7 @@ def export_graph(wrapper: nn.Module, vocabulary: int = 8, decoder: bool = False)
     if decoder:
         example["decoder_input_ids"] = torch.full((2, 4), 6)
         shapes["decoder_input_ids"] = {0: dims["batch"], 1: dims["decoded"]}
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                wrapper.eval(),
-                (),
-                kwargs=example,
-                dynamo=True,
-                optimize=False,
-                dynamic_shapes=shapes,
-                output_names=list(OUTPUTS),
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"torch cannot export {type(model).__name__}: {reason}") from error
-    assert program is not None
-    return lifted(program.model, ParameterNames.of(model, WRAPPER_PREFIX))
+    return export_wrapper(wrapper, example, shapes, list(OUTPUTS))
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

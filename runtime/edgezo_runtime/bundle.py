@@ -20,6 +20,7 @@ from edgezo_runtime.files import sha256, write_text
 SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
+GENERATE = "generate.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
@@ -218,6 +219,11 @@ class Bundle:
     def read_graph(self) -> bytes:
         """Returns the graph as the bytes of an ONNX file."""
         return self.graph.read_bytes() if self.adapted is None else self.adapted
+
+    @property
+    def generate(self) -> Path | None:
+        """The generation graph's file, if the bundle has one."""
+        return self.folder / GENERATE if GENERATE in self.manifest.files else None
 
     @property
     def weights(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import TOKENIZER, Tokenizer
@@ -169,6 +171,16 @@ class Model:
         """Runs one forward pass over `batch` and returns the graph's outputs by name."""
         self.weights.settle()
         return self._session.forward(batch)
+
+    @functools.cached_property
+    def generation(self) -> GenerationSession | None:
+        """What reads texts with a cache, over the same weights; None if the bundle has no graph.
+
+        It is opened when it is first asked for.
+        """
+        if self.bundle.generate is None:
+            return None
+        return GenerationSession(self.bundle.generate, self.weights, self.threads)
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns the mean loss of `batch`."""

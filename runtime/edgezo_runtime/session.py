@@ -44,7 +44,7 @@ class Session:
     ) -> None:
         parameters = bundle.manifest.parameters
         fixed = [p for p in parameters if p.kind == QUANTIZED and p.name not in trained]
-        constants = {p.name: _alias(weights[p.name], dtypes.named(p.dtype)) for p in fixed}
+        constants = {p.name: alias(weights[p.name], dtypes.named(p.dtype)) for p in fixed}
         try:
             model = with_constants(bundle.read_graph(), [_entry(p) for p in fixed], WEIGHTS)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
@@ -58,7 +58,7 @@ class Session:
         for parameter in parameters:
             if parameter.name in constants:
                 continue
-            value = _alias(weights[parameter.name], dtypes.named(parameter.dtype))
+            value = alias(weights[parameter.name], dtypes.named(parameter.dtype))
             for part in self._parts:
                 part.keep(parameter.name, value)
         self._held: dict[str, np.ndarray] | None = None  # the inputs that the boundary is of
@@ -132,16 +132,7 @@ class _Part:
     """One ONNX Runtime session and what is bound to it."""
 
     def __init__(self, model: bytes, constants: Mapping[str, Any], threads: int) -> None:
-        ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle workers would spin on the cores that the sweep needs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        names = wire.initializers(model) & constants.keys()
-        options.add_external_initializers(list(names), [constants[name] for name in names])
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(model, threads, constants)
         self._binding = self._session.io_binding()
         self._values: dict[str, Any] = {}  # the binding does not keep them alive
         self.inputs = {node.name: node for node in self._session.get_inputs()}
@@ -178,7 +169,21 @@ def _entry(parameter: Parameter) -> TensorEntry:
     return TensorEntry(parameter.name, dtype, parameter.shape, 0, size)
 
 
-def _alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:
+def open_session(model: bytes, threads: int, constants: Mapping[str, Any] | None = None) -> Any:
+    """Returns the InferenceSession of the ONNX file `model`, whose constants may lie in memory."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle workers would spin on the cores that the sweep needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    names = wire.initializers(model) & (constants or {}).keys()
+    options.add_external_initializers(list(names), [(constants or {})[name] for name in names])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:
     """Returns an OrtValue over the memory of `array`; ONNX Runtime would copy a strided one."""
     value_type = onnxruntime().OrtValue
     if dtype == dtypes.BFLOAT16:

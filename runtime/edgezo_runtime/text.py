@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgezo_runtime import chat_template
 from edgezo_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,12 +175,27 @@ class Tokenizer:
         Raises:
             InputError: there is no chat template, or it is broken, unsafe, or refuses `messages`.
         """
+        return self._render_chat(messages, add_generation_prompt)[0]
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Returns the whole conversation, and where the template marks the assistant's words.
+
+        Raises:
+            InputError: as `apply_chat_template`.
+        """
+        return self._render_chat(messages, False)
+
+    def _render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         if self.chat_template is None:
             raise InputError(
                 f"{self.folder} has no chat template; add {CHAT_TEMPLATE} or use plain text"
             )
         try:
-            return _render(
+            return chat_template.render(
                 self.chat_template,
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
@@ -216,51 +231,6 @@ _SPECIAL = ("bos", "eos", "pad", "unk", "mask")
 
 def _first(*ids: int | None) -> int | None:
     return next((i for i in ids if i is not None), None)
-
-
-def _render(source: str, **variables: Any) -> str:
-    """Renders a chat template as transformers does, in a sandbox that cannot change anything."""
-    # Imported here: most work never needs it.
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The ``{% generation %}`` tag, which only marks the assistant's words."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance variable
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson  # jinja2's own escapes for HTML
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source).render(**variables)
 
 
 def _content(token: Any) -> str | None:

@@ -318,7 +318,7 @@ def test_peft_loads_a_prompt(
     every = np.arange(ids.size)
     zeros = np.zeros_like(every)
     batch = Batch(ids, np.ones_like(ids), every, zeros, np.arange(512), TokenLoss(2))
-    ours = open_model(run, 1)[0].forward(batch).candidate_logits
+    ours = open_model(run, 1)[0].forward(batch)["candidate_logits"]
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     model = PeftModel.from_pretrained(base, str(save(run, "peft", tmp_path / "peft"))).eval()
     with torch.no_grad():

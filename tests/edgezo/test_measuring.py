@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from edgezo_runs import succeed
 
 import edgezo
+from edgezo.cli.progress import eval_progress
 from edgezo.data import read_rows
 from edgezo.generate import stream
 from edgezo.tasks import make_task
@@ -135,3 +137,18 @@ def test_no_examples(model: edgezo.Model, data: Path) -> None:
     task, _ = task_of(model, data / "dev.jsonl")
     with pytest.raises(edgezo.InputError, match="no examples"):
         edgezo.evaluate(model, task, [])
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_evaluation_shows_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for errors, shown in ((_Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr("sys.stderr", errors)
+        with eval_progress() as progress:
+            progress(2, 7)
+            progress(7, 7)
+        assert ("evaluating" in errors.getvalue()) is shown
+        assert ("7/7" in errors.getvalue()) is shown

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgezo import report_charts
+from edgezo.finite_json import finite_json
 from edgezo.report import Comparison, write_report
 from edgezo.run_folder import MetricsFile, RunFolder
 from edgezo_runtime.errors import InputError
@@ -187,6 +188,19 @@ def test_run_whose_losses_are_not_finite(tmp_path: Path) -> None:
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     assert "1 skipped" in page_of(run)
+
+
+def test_metrics_are_json_even_where_losses_are_not_finite(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3, skip=2)
+    text = (run.path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and json.loads(text.splitlines()[1])["loss"] is None
+    losses = [line["loss"] for line in run.read_metrics() if "loss" in line]
+    np.testing.assert_array_equal(losses, [2.0, math.nan, 2 / 3])
+    MetricsFile(run, 3).close()  # a resume writes what it keeps again
+    assert "NaN" not in (run.path / "metrics.jsonl").read_text()
+    assert finite_json({"a": [1, math.inf], "b": {"c": -math.inf}, "d": True}) == (
+        '{"a": [1, null], "b": {"c": null}, "d": true}'
+    )
 
 
 def test_long_run_is_thinned_out(tmp_path: Path) -> None:

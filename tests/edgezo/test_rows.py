@@ -127,7 +127,7 @@ GOOD = '{"text": "a", "label": 0}\n'
         (GOOD + "[" * 200_000, "line 2 is nested too deeply"),
         (GOOD + '{"text": "\\ud800", "label": 0}', "line 2 has half of a surrogate pair"),
         (GOOD + '{"\\udc00": 1}', "line 2 has half of a surrogate pair"),
-        ('{"messages": []}', 'line 1: rows of "messages" are not supported yet'),
+        ('{"messages": []}\n{"text": "a"}', 'line 2 has no column "messages"'),
         ('{"prompt": "a"}', 'line 1 has columns "prompt"; edgezo reads'),
         ("{}", "line 1 has columns none; edgezo reads"),
         ('{"prompt": "a", "completion": ""}', 'line 1: column "completion" is empty'),

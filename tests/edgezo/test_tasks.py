@@ -260,7 +260,7 @@ def test_defaults_of_the_bundle(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (SENTIMENT, {"name": "sing"}, 'task is "sing"; use one of classify, generate, text'),
+        (SENTIMENT, {"name": "sing"}, 'task is "sing"; use one of classify, generate, chat, text'),
         (TEXTS, {"name": "classify"}, 'row 1 of the data has no column "label"'),
         (SENTIMENT, {"name": "generate"}, 'has no column "completion"'),
         (TEXTS, {"label_words": "a,b"}, "task text has no labels"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ print(megabytes("VmHWM") - before)
 """
 
 
-def write_shards(folder: Path, config: dict[str, object]) -> float:
+def write_shards(folder: Path, config: Mapping[str, object]) -> float:
     """Writes random float16 shards and returns the size of their weights as float32 in MB."""
     folder.mkdir()
     hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))

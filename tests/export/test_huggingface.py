@@ -59,9 +59,9 @@ def test_half_precision_shards_are_widened(
     torch.nn.Module.to(model, dtype)
     model.save_pretrained(tmp_path / "half", max_shard_size="20KB")
     assert (tmp_path / "half" / "model.safetensors.index.json").is_file()
-    # The graph of the same model, so as not to export it again.
-    graph = bundle_folder("llama_untied") / "graph.onnx"
-    monkeypatch.setattr("edgezo_export.huggingface.find_graph", lambda config: graph)
+    # The graphs of the same model, so as not to export them again.
+    graphs = bundle_folder("llama_untied")
+    monkeypatch.setattr("edgezo_export.huggingface.find_graphs", lambda config: graphs)
     out = checkpoint_to_bundle(tmp_path / "half", tmp_path / "b.edgezo")
     weights = load_file(out / "model.safetensors")
     for key, value in model.state_dict().items():

@@ -10,20 +10,22 @@ import onnx_ir as ir
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgezo_export.make_graphs import export_config, make_graph
+from edgezo_export.make_graphs import export_config, make_graphs
 from edgezo_export.random_bundle import random_bundle
-from edgezo_export.shipped_graphs import find_graph, read_config, shipped, shipped_folder
+from edgezo_export.shipped_graphs import find_graphs, read_config, shipped, shipped_folder
 from edgezo_export.signature import read_signature
 from edgezo_export.verify import GraphRunner, check_parity
-from edgezo_runtime.bundle import GRAPH, is_bundle, open_bundle
+from edgezo_export.verify_generation import check_reading, open_generation
+from edgezo_runtime.bundle import GENERATE, GRAPH, is_bundle, open_bundle
 from edgezo_runtime.errors import InputError
 
 
+@pytest.mark.timeout(1800)  # torch takes minutes for each on a busy machine
 @pytest.mark.parametrize("name", ["opt-125m", "smollm2-135m"])
 def test_a_fresh_export_is_byte_for_byte_the_same(name: str, tmp_path: Path) -> None:
     folder = shipped_folder(name)
-    fresh = make_graph(folder, tmp_path / GRAPH)
-    assert fresh.read_bytes() == (folder / GRAPH).read_bytes()
+    for fresh in make_graphs(folder, tmp_path):
+        assert fresh.read_bytes() == (folder / fresh.name).read_bytes()
 
 
 def test_smollm2_is_its_layers_repeated() -> None:
@@ -51,17 +53,18 @@ def test_random_weights_agree_with_transformers(
     assert sum(parameter.size for parameter in bundle.manifest.parameters) == size
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     parity = check_parity(GraphRunner(bundle), model)
-    assert max(parity.logprobs, parity.candidate_logits) <= 1e-4
+    assert max(parity.logprobs, parity["candidate_logits"]) <= 1e-4
+    assert check_reading(open_generation(bundle)[0], model) <= 1e-4
     shutil.rmtree(folder)
 
 
 def test_graphs_are_small_and_found_by_their_config() -> None:
     for name in shipped():
         folder = shipped_folder(name)
-        assert (folder / GRAPH).stat().st_size < 500_000
+        assert all((folder / file).stat().st_size < 500_000 for file in (GRAPH, GENERATE))
         config = AutoConfig.for_model(**read_config(folder)).to_dict()
-        assert find_graph(config) == folder / GRAPH
-        assert find_graph(config | {"hidden_size": 8}) is None
+        assert find_graphs(config) == folder
+        assert find_graphs(config | {"hidden_size": 8}) is None
         assert read_signature(folder / GRAPH).parameters[0].aliases == ("lm_head.weight",)
 
 

@@ -53,6 +53,7 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
     unknown = settings.keys() - inspect.signature(add).parameters.keys()
     if unknown:
         raise InputError(f"{min(unknown)} is no setting of a {kind} adapter: leave it out")
+    length = bundle.manifest.context_length
     added, resolved = add(model, bundle.manifest.parameters, **settings)
     described = json.loads(model.metadata_props[PARAMETERS_KEY])
     described |= {p.name: {"kind": p.kind, "aliases": []} for p in added}
@@ -62,7 +63,7 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         bundle.manifest,
         parameters=(*bundle.manifest.parameters, *added),
         files={**bundle.manifest.files, GRAPH: hashlib.sha256(graph).hexdigest()},
-        context_length=bundle.manifest.context_length - _taken(kind, resolved),
+        context_length=None if length is None else length - _taken(kind, resolved),
         adapter={"kind": kind, **resolved},
     )
     return Bundle(bundle.folder, manifest, graph)

@@ -200,7 +200,9 @@ def _repeated(make: Maker, value: ir.Value, groups: int, heads: Any, like: ir.Va
     assert like.shape is not None
     apart = make.node("Unsqueeze", value, make.constant("axis", [2]))
     every = make.node("Expand", apart, make.constant("group", [1, 1, heads // groups, 1, 1]))
-    return make.node("Reshape", every, make.constant("heads", [1, heads, -1, like.shape[3]]))
+    return make.node(
+        "Reshape", every, make.constant("heads", [1, heads, -1, int(str(like.shape[3]))])
+    )
 
 
 def _widen(layer: _Attention) -> None:

@@ -1,0 +1,102 @@
+"""Generated answers against the right ones: exact match and token F1."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgezo.data.rows import Rows, text_value
+from edgezo.generate import generate_batch
+from edgezo.tasks.base import Task
+from edgezo.tasks.generate import Generate
+from edgezo.tasks.template import fit
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import Model
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> list[str]:
+    """Returns the words of `text` in lower case, without punctuation and articles.
+
+    As SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv:1606.05250).
+    """
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def exact_match(answer: str, truth: str) -> float:
+    """Returns 1 if both are the same once normalised, else 0."""
+    return float(normalised(answer) == normalised(truth))
+
+
+def token_f1(answer: str, truth: str) -> float:
+    """Returns the harmonic mean of precision and recall over the normalised words."""
+    ours, theirs = normalised(answer), normalised(truth)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+#: What `edgezo eval --metric` computes, by name.
+METRICS: dict[str, Callable[[str, str], float]] = {"em": exact_match, "f1": token_f1}
+
+
+def evaluate_answers(
+    model: Model,
+    task: Task,
+    rows: Rows,
+    metrics: Sequence[str] = tuple(METRICS),
+    max_tokens: int = 64,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Lets `model` answer each row's prompt greedily, and returns the mean of each metric.
+
+    Args:
+        model: it is not changed.
+        task: a `Generate` task.
+        rows: with a completion each.
+        metrics: names from `METRICS`.
+        max_tokens: longest answer.
+        batch_size: prompts that are read together.
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        InputError: another task, an unknown metric, a bad row, or answers longer than the context.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise InputError(f"metric is {name!r}; use one of {', '.join(METRICS)}")
+    if not isinstance(task, Generate):
+        raise InputError(
+            f"task {task.name} has no completion to compare answers with; give rows of "
+            '{"prompt", "completion"}, or leave the metrics out'
+        )
+    room = model.context_length - max_tokens
+    if room < 1:
+        raise InputError(
+            f"answers of {max_tokens} tokens leave no room for a prompt in a context of "
+            f"{model.context_length}: use a smaller --max-tokens"
+        )
+    places = [rows.place(index) for index in range(len(rows))]
+    prompts = [
+        fit(task.template, task.template.values(row, place), task.tokenizer, room, place, "end")
+        for row, place in zip(rows, places, strict=True)
+    ]
+    truths = [text_value(row, "completion", place) for row, place in zip(rows, places, strict=True)]
+    totals = dict.fromkeys(metrics, 0.0)
+    order = np.argsort([len(prompt.tokens) for prompt in prompts], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        answers = generate_batch(model, [prompts[i].text for i in chosen], max_tokens)
+        for name in totals:
+            pairs = zip(answers, (truths[i] for i in chosen), strict=True)
+            totals[name] += sum(METRICS[name](answer, truth) for answer, truth in pairs)
+        if progress:
+            progress(start + len(chosen), len(order))
+    return {name: total / len(order) for name, total in totals.items()}

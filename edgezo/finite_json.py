@@ -1,0 +1,21 @@
+"""JSON has no number for NaN or infinity: edgezo writes null for them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def finite_json(fields: Mapping[str, Any]) -> str:
+    """Returns `fields` as one line of JSON, with null for each number that is not finite."""
+    return json.dumps(_finite(fields), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
