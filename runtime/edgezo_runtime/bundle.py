@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,11 +185,12 @@ class Manifest:
 
 
 def _is_form(form: Mapping[str, Any]) -> bool:
+    """Whether `form` is a known kind with what tasks must know of it."""
     labels = form.get("labels", ["", ""])
     return (
         form.get("kind") in KINDS
         and form.get("position", 0) in (0, -1)
-        and isinstance(labels, Sequence)
+        and isinstance(labels, list | tuple)
         and len(labels) > 1
         and all(isinstance(label, str) for label in labels)
         and ("labels" in form and "position" in form) == (form["kind"] == "head")

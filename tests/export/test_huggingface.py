@@ -74,7 +74,7 @@ def test_half_precision_shards_are_widened(
     [
         ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "auto_map"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
         ({"model_type": "nonesuch"}, "nonesuch"),
     ],
 )

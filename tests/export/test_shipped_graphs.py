@@ -53,7 +53,7 @@ def test_random_weights_agree_with_transformers(
     assert sum(parameter.size for parameter in bundle.manifest.parameters) == size
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     parity = check_parity(GraphRunner(bundle), model)
-    assert max(parity.logprobs, parity["candidate_logits"]) <= 1e-4
+    assert max(parity.logprobs, parity.candidate_logits) <= 1e-4
     assert check_reading(open_generation(bundle)[0], model) <= 1e-4
     shutil.rmtree(folder)
 

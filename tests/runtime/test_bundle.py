@@ -152,6 +152,44 @@ def test_a_manifest_names_graph_and_weights(small_bundle: Path, name: str) -> No
         open_bundle(small_bundle)
 
 
+def test_a_manifest_without_a_form_is_causal(small_bundle: Path) -> None:
+    manifest = load(small_bundle)
+    manifest.pop("form", None)
+    save(small_bundle, manifest)
+    assert open_bundle(small_bundle).manifest.form == {"kind": "causal"}
+
+
+HEAD = {"kind": "head", "position": -1, "labels": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "form", [HEAD, {"kind": "masked"}, {"kind": "seq2seq", "decoder_start": 0}]
+)
+def test_forms_are_kept(small_bundle: Path, form: dict[str, Any]) -> None:
+    save(small_bundle, load(small_bundle) | {"form": form})
+    assert open_bundle(small_bundle).manifest.form == form
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"kind": "diffusion"},
+        {"kind": ["causal"]},
+        {"kind": "head"},
+        HEAD | {"labels": ["a"]},
+        HEAD | {"labels": "ab"},
+        HEAD | {"position": 3},
+        {"kind": "seq2seq"},
+        {"kind": "seq2seq", "decoder_start": "0"},
+    ],
+)
+def test_unknown_forms_are_refused(small_bundle: Path, form: dict[str, Any]) -> None:
+    save(small_bundle, load(small_bundle) | {"form": form})
+    with pytest.raises(InputError, match="which this edgezo does not know"):
+        open_bundle(small_bundle)
+
+
 DAMAGES: dict[str, dict[str, Any]] = {
     "no parameters": {"parameters": None},
     "parameter is text": {"parameters": ["w"]},
