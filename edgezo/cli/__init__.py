@@ -17,7 +17,7 @@ COMMANDS = {
     "generate": "Continue a prompt with a bundle or a run.",
     "resume": "Continue a run that was stopped.",
     "replay": "Rebuild tuned weights from a run's journal, bit for bit.",
-    "info": "Show what a bundle or a run holds.",
+    "info": "Show what a bundle, a run or an ONNX file holds.",
     "methods": "List the tuning methods.",
     "bench": "Measure a tuning step against plain inference.",
     "report": "Write a run's report.html again.",
