@@ -29,7 +29,6 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "head, mezo": {"tune": HEAD, "method": "mezo", "lr": 1e-3, "steps": 60, "batch-size": 32},
     "full, es": {"method": "es", "samples": 8, "lr": 1e-3, "steps": 20, "batch-size": 16},
-    "full, mezo": {"method": "mezo", "lr": 3e-4, "steps": 80, "batch-size": 16},
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "resume": "Continue a run that was stopped.",
     "replay": "Rebuild tuned weights from a run's journal, bit for bit.",
     "save": "Write a run's weights for other programs.",
-    "info": "Show what a bundle or a run holds.",
+    "info": "Show what a bundle, a run or an ONNX file holds.",
     "methods": "List the tuning methods.",
     "bench": "Measure a tuning step against plain inference.",
     "report": "Write a run's report.html again.",

@@ -8,20 +8,30 @@ from typing import Any
 
 import click
 
-from edgezo.cli.common import as_json, megabytes, print_json, subcommand
+from edgezo.cli.common import as_json, print_json, subcommand
+from edgezo.cli.onnx_info import describe_onnx
+from edgezo.cli.tuning_memory import tuning_memory
 from edgezo.run_folder import RunFolder, is_run
-from edgezo_runtime import dtypes
-from edgezo_runtime.bundle import Parameter, open_bundle
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.journal import read
 
 
 @subcommand("edgezo info smollm2.edgezo --parameters")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--parameters", is_flag=True, help="List every parameter.")
+@click.option("--tune", help="Also reckon the memory to tune these patterns of parameter names.")
 @as_json
-def command(path: Path, parameters: bool, as_json: bool) -> None:
-    """Show what PATH, a bundle or a run, holds."""
-    fields = _run(RunFolder(path)) if is_run(path) else _bundle(path, parameters)
+def command(path: Path, parameters: bool, tune: str | None, as_json: bool) -> None:
+    """Show what PATH, a bundle, a run or an .onnx file, holds.
+
+    Of an .onnx file it says which weights could be tuned, and why the other constants could not.
+    """
+    if is_run(path):
+        fields = _run(RunFolder(path))
+    elif path.suffix == ".onnx":
+        fields = describe_onnx(path, parameters, tune)
+    else:
+        fields = _bundle(path, parameters, tune)
     if as_json:
         print_json(fields)
         return
@@ -37,17 +47,17 @@ def command(path: Path, parameters: bool, as_json: bool) -> None:
             click.echo(f"{name}: {value}")
 
 
-def _bundle(path: Path, every: bool) -> dict[str, Any]:
+def _bundle(path: Path, every: bool, tune: str | None) -> dict[str, Any]:
     manifest = open_bundle(path).manifest
     sizes: Counter[str] = Counter()
     for parameter in manifest.parameters:
         sizes[parameter.kind] += parameter.size
-    total = sum(_nbytes(parameter) for parameter in manifest.parameters)
     fields: dict[str, Any] = {
         "bundle": str(path),
         "parameters": sum(sizes.values()),
         "by_kind": dict(sizes),
-        "weights_mb": megabytes(total),
+        "by_dtype": dict(Counter(parameter.dtype for parameter in manifest.parameters)),
+        **tuning_memory(manifest.parameters, tune),
         "context_length": manifest.context_length,
         "task": dict(manifest.task) or None,
         "versions": dict(manifest.versions),
@@ -77,7 +87,3 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "last_eval": evaluations[-1]["eval"] if evaluations else None,
         "header": journal.header,
     }
-
-
-def _nbytes(parameter: Parameter) -> int:
-    return parameter.size * dtypes.named(parameter.dtype).storage.itemsize

@@ -17,7 +17,7 @@ from edgezo_export.losses import CROSS_ENTROPY, LOSSES, TARGETS, Losses
 from edgezo_export.onnx_reader import read_onnx
 from edgezo_export.row_axes import ROWS, array_inputs, find_probe, session_of
 from edgezo_export.signature import PARAMETERS_KEY
-from edgezo_export.trainable import find_weights
+from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 
@@ -119,7 +119,7 @@ class ArrayGraph:
         judged.shape = ir.Shape([ROWS, *_inner_shape(judged, sample)])
         self.model.graph.doc_string = None
 
-    def _lift(self, weights: Sequence[Any]) -> None:
+    def _lift(self, weights: Sequence[FoundWeight]) -> None:
         """Makes each weight a graph input of its own name."""
         graph = self.model.graph
         if not weights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -50,6 +50,7 @@ def read_onnx(path: Path) -> ir.Model:
         for tensor in _tensors(proto):
             _check_tensor(path, tensor)
         model = ir.from_proto(proto)
+        model.ir_version = max(model.ir_version, 4)  # before, every initializer is an input too
         _set_base_folder(model, path.parent)
         return ir.passes.Sequential(
             common_passes.InlinePass(),
@@ -152,9 +153,9 @@ def _graphs(proto: ModelProto) -> Iterator[onnx.GraphProto]:
         waiting += _inner(graph.node)
 
 
-def _inner(nodes: object) -> list[onnx.GraphProto]:
+def _inner(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
     found: list[onnx.GraphProto] = []
-    for node in nodes:  # type: ignore[attr-defined]
+    for node in nodes:
         for attribute in node.attribute:
             found += [attribute.g] if attribute.HasField("g") else []
             found += attribute.graphs

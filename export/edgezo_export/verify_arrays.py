@@ -74,8 +74,8 @@ def dead_weights(model: Model, graph: ArrayGraph) -> set[str]:
     for probe in probes_like(graph.probe, graph.model):
         if not waiting:
             break
-        feeds = probe.draw(2, 5)
         try:
+            feeds = probe.draw(2, 5)
             expected = rows_one_by_one(graph.plain, probe, feeds, graph.output)
             batch = _batch(model, probe, feeds, expected)
             before = _bits(model, batch)

@@ -151,6 +151,17 @@ def test_rows_that_mix_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b.edgezo").exists()
 
 
+@pytest.mark.parametrize("end", ["total = ReduceSum<keepdims=0>(scores)", "total = ArgMax(scores)"])
+def test_an_output_without_rows_or_slope_is_refused(tmp_path: Path, end: str) -> None:
+    model = classifier(end, "total")
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    if "ArgMax" in end:
+        model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("total", 7, None))
+    path = save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+
+
 def test_a_fixed_batch_inside_is_refused(tmp_path: Path) -> None:
     model = classifier()
     shape = next(t for t in model.graph.initializer if t.name == "shape")
