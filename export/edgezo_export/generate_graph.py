@@ -75,7 +75,10 @@ def export_generate_graph(model: PreTrainedModel) -> ir.Model:
     sizes = _cache_sizes(model)
     names = [f"{i}.{part}" for i in range(len(sizes) // 2) for part in ("key", "value")]
     past = [torch.zeros((2, heads, 5, head_dim)) for heads, head_dim in sizes]
-    batch, new, length = (torch.export.Dim(name) for name in ("batch", "new", "past"))
+    batch, new = (torch.export.Dim(name) for name in ("batch", "new"))
+    # GPT-2 cuts its causal mask out of one of this size.
+    limit = getattr(model.config, "max_position_embeddings", None)
+    length = torch.export.Dim("past", max=limit)
     example = {
         "input_ids": torch.full((2, 3), 5),
         "attention_mask": torch.ones((2, 8), dtype=torch.int64),
