@@ -76,6 +76,8 @@ def test_half_precision_shards_are_widened(
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
         ({"model_type": "nonesuch"}, "nonesuch"),
+        ({"architectures": ["NonesuchForCausalLM"]}, "'NonesuchForCausalLM', which transformers"),
+        ({"architectures": ["OPTForCausalLM"]}, "'llama' makes LlamaForCausalLM"),
     ],
 )
 def test_refused_checkpoints(
