@@ -133,11 +133,11 @@ class ArrayGraph:
                 if value.name in names:
                     value.name = f"{value.name}_"
         for weight in weights:
-            lifted = ir.val(
-                weight.name, type=ir.TensorType(weight.value.dtype), shape=ir.Shape(weight.shape)
-            )
+            name, dtype = weight.value.name, weight.value.dtype
+            assert name is not None and dtype is not None  # an initializer has both
+            lifted = ir.val(weight.name, type=ir.TensorType(dtype), shape=ir.Shape(weight.shape))
             weight.value.replace_all_uses_with(lifted)
-            del graph.initializers[weight.value.name]
+            del graph.initializers[name]
             graph.inputs.append(lifted)
         common_passes.ClearMetadataAndDocStringPass()(self.model)
         described = {w.name: {"kind": w.kind, "aliases": []} for w in weights}
