@@ -79,7 +79,10 @@ def tiny_model(name: str) -> PreTrainedModel:
 def rows_gathered(bundle: Path) -> list[int]:
     """Returns the widths of the values that a bundle's graph picks the answers' rows of."""
     graph = ir.load(bundle / "graph.onnx").graph
-    asked = {"positions"}
-    asked |= {str(n.outputs[0].name) for n in graph if str(n.inputs[0].name) == "positions"}
-    rows = [n.inputs[0] for n in graph if n.op_type == "Gather" and str(n.inputs[1].name) in asked]
+    positions = next(value for value in graph.inputs if value.name == "positions")
+    readers = [node for node, _ in positions.uses()]
+    for node in readers:
+        if node.op_type == "Reshape":  # torch flattens an index first
+            readers += [user for user, _ in node.outputs[0].uses()]
+    rows = [node.inputs[0] for node in readers if node.op_type == "Gather"]
     return [int(str(value.shape[-1])) for value in rows if value is not None and value.shape]
