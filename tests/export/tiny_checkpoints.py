@@ -79,12 +79,10 @@ def tiny_model(name: str) -> PreTrainedModel:
 def rows_gathered(bundle: Path) -> list[int]:
     """Returns the widths of the values that a bundle's graph picks the answers' rows of."""
     graph = ir.load(bundle / "graph.onnx").graph
-    asked = {"positions"}
-    asked |= {str(n.outputs[0].name) for n in graph if _input(n, 0) == "positions"}
-    rows = [n.inputs[0] for n in graph if n.op_type == "Gather" and _input(n, 1) in asked]
+    positions = next(value for value in graph.inputs if value.name == "positions")
+    readers = [node for node, _ in positions.uses()]
+    for node in readers:
+        if node.op_type == "Reshape":  # torch flattens an index first
+            readers += [user for user, _ in node.outputs[0].uses()]
+    rows = [node.inputs[0] for node in readers if node.op_type == "Gather"]
     return [int(str(value.shape[-1])) for value in rows if value is not None and value.shape]
-
-
-def _input(node: ir.Node, index: int) -> str | None:
-    value = node.inputs[index]
-    return None if value is None else value.name
