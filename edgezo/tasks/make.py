@@ -176,8 +176,9 @@ def _suits(defaults: Mapping[str, Any], rows: Rows) -> str | None:
     name = defaults.get("name")
     if name not in TASKS:
         return None
-    needed = _columns(name, _template(name, defaults, rows))
-    needed |= {_ANSWER[name]} if name in _ANSWER else set()
+    needed = {_ANSWER[name]} if name in _ANSWER else set()
+    if name != Chat.name:
+        needed |= _columns(name, _template(name, defaults, rows))
     return name if needed <= set(rows.columns) else None
 
 

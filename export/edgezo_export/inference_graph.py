@@ -68,7 +68,7 @@ def write_adapter_graph(bundle: Bundle, tensors: Mapping[str, np.ndarray], folde
     _save(model, folder)
     adapter = AdapterFormat()
     adapter.set_parameters({name: OrtValue.ortvalue_from_numpy(v) for name, v in values.items()})
-    adapter.export_adapter(folder / ADAPTER)
+    adapter.export_adapter(str(folder / ADAPTER))  # pyright: ignore[reportArgumentType]
 
 
 def _take_transposed(value: ir.Value) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE
+from edgezo_runtime import safetensors_file
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.generation import GenerationSession
-from edgezo_runtime.model import Weights, default_threads
+from edgezo_runtime.model import default_threads
 
 _STEPS = 4
 _PADDED = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])  # a text and a shorter one
@@ -34,16 +36,33 @@ def verify_generation(folder: Path, model: PreTrainedModel) -> float:
     return difference
 
 
-def open_generation(bundle: Bundle) -> tuple[GenerationSession, Weights]:
-    """Loads the weights of `bundle` and opens its generation graph over them.
+@dataclass(frozen=True)
+class MappedWeights:
+    """A bundle's weights where they lie in their file: no copy of them is in memory."""
+
+    bundle: Bundle
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns every parameter by name, read-only."""
+        entries = safetensors_file.read_header(self.bundle.weights)
+        return {
+            p.name: safetensors_file.map_tensor(self.bundle.weights, entries[p.name])
+            for p in self.bundle.manifest.parameters
+        }
+
+    def settle(self) -> None:
+        """Does nothing: they never change."""
+
+
+def open_generation(bundle: Bundle) -> tuple[GenerationSession, MappedWeights]:
+    """Maps the weights of `bundle` and opens its generation graph over them.
 
     Raises:
         InputError: it has none, or one that cannot be loaded.
     """
     if bundle.generate is None:
         raise InputError(f"bundle {bundle.folder} has no generation graph: export it again")
-    weights = Weights(bundle)
-    weights.load()
+    weights = MappedWeights(bundle)
     return GenerationSession(bundle.generate, weights, default_threads()), weights
 
 
@@ -82,7 +101,7 @@ def check_reading(session: GenerationSession, model: PreTrainedModel) -> float:
     return worst
 
 
-def check_reach(session: GenerationSession, weights: Weights, vocabulary: int) -> None:
+def check_reach(session: GenerationSession, weights: MappedWeights, vocabulary: int) -> None:
     """Perturbs each parameter alone and checks that a logit moves, if only by a rounding.
 
     Raises:
@@ -97,12 +116,12 @@ def check_reach(session: GenerationSession, weights: Weights, vocabulary: int) -
 
     before = logits()
     for name, array in weights.arrays().items():
-        saved = array.copy()
         generator = np.random.Generator(np.random.Philox(1))
         # Not a shift by one constant, which a softmax or a layer norm may cancel.
-        array += generator.standard_normal(saved.shape, np.float32).astype(array.dtype)
+        changed = array + generator.standard_normal(array.shape, np.float32).astype(array.dtype)
+        session.bind(name, changed)
         moved = not np.array_equal(before, logits())
-        array[...] = saved
+        session.bind(name, array)
         if not moved:
             raise InputError(
                 f"changing parameter {name!r} does not change what the generation graph computes: "

@@ -79,12 +79,16 @@ class GenerationSession:
                     "export the bundle again"
                 )
         self._weights = weights
-        self._bound = {
-            p.name: alias(arrays[p.name], dtypes.named(p.dtype))
-            for p in weights.bundle.manifest.parameters
-        }
+        self._dtypes = {p.name: dtypes.named(p.dtype) for p in weights.bundle.manifest.parameters}
+        self._bound: dict[str, Any] = {}
+        for name, array in arrays.items():
+            self.bind(name, array)
         self._past = [n for name, n in inputs.items() if name not in arrays and name not in _TEXT]
         self._outputs = [node.name for node in self._session.get_outputs()]
+
+    def bind(self, name: str, array: np.ndarray) -> None:
+        """Gives the parameter `name` the memory of `array`."""
+        self._bound[name] = alias(array, self._dtypes[name])
 
     def start(self, rows: int) -> Cache:
         """Returns the cache of `rows` texts of which nothing was read yet."""

@@ -80,7 +80,7 @@ def test_json_is_one_object_and_last(
         if plain == list(words):
             assert called(*words).out.strip()
     methods = called("methods", "--json").json
-    assert [method["name"] for method in methods] == ["mezo", "es"]
+    assert [method["name"] for method in methods] == ["mezo", "es", "qzo"]
     assert {"name", "paper", "forwards", "state_bytes", "defaults"} <= set(methods[0])
 
 

@@ -43,11 +43,20 @@ def test_float16_runs_and_is_not_tuned(
 ) -> None:
     source = with_tokenizer(checkpoint("llama_tied"), tmp_path / "source", 512)
     out = tmp_path / "half.edgezo"
-    arguments = ["export", str(source), "--out", str(out), "--dtype", "float16", "--task", "choice"]
+    arguments = [
+        "export",
+        str(source),
+        "--out",
+        str(out),
+        "--dtype",
+        "float16",
+        "--task",
+        "generate",
+    ]
     done = CliRunner().invoke(cli, [*arguments, "--via", via], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     manifest = open_bundle(out).manifest
-    assert manifest.task == {"name": "choice"}
+    assert manifest.task == {"name": "generate"}
     assert {p.dtype for p in manifest.parameters} == {"float16"}
     assert {port.dtype for port in manifest.outputs} == {"float32"}
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
