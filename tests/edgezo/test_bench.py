@@ -271,7 +271,7 @@ def test_torch_computes_the_same_loss(tmp_path: Path, monkeypatch: pytest.Monkey
 
     torch.manual_seed(0)
     config = OPTConfig(
-        vocab_size=96,
+        vocab_size=512,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ CONFIG = {
 # Peak resident memory, mapped files included; the imports and one small export come first.
 WORKER = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from edgezo_export.huggingface import checkpoint_to_bundle
 
@@ -45,7 +47,7 @@ print(megabytes("VmHWM") - before)
 """
 
 
-def write_shards(folder: Path, config: dict[str, object]) -> float:
+def write_shards(folder: Path, config: Mapping[str, object]) -> float:
     """Writes random float16 shards and returns the size of their weights as float32 in MB."""
     folder.mkdir()
     hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
@@ -76,7 +78,7 @@ def write_shards(folder: Path, config: dict[str, object]) -> float:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shapes, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(dict(config)))
     return 4e-6 * sum(np.prod(shape) for shapes in shards for shape in shapes.values())
 
 
