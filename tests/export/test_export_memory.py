@@ -36,7 +36,7 @@ from edgezo_export.huggingface import checkpoint_to_bundle
 
 def megabytes(field):
     status = Path("/proc/self/status").read_text()
-    return int(status.split(field + ":")[1].split()[0]) / 1024
+    return int(status.split(field + ":")[1].split()[0]) * 1024 / 1e6
 
 small, large, out = map(Path, sys.argv[1:])
 checkpoint_to_bundle(small, out / "small.edgezo")
@@ -99,5 +99,5 @@ def test_an_export_holds_less_than_two_copies(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     growth = float(done.stdout.splitlines()[-1])
-    assert 290 < size < 310
-    assert growth < 1.5 * size, f"{growth:.0f} MB for {size:.0f} MB of weights"
+    assert 290 < size < 300
+    assert growth < 1.75 * size, f"{growth:.0f} MB for {size:.0f} MB of weights"
