@@ -30,12 +30,13 @@ CONFIG = {
 # Peak resident memory, mapped files included; the imports and one small export come first.
 WORKER = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from edgezo_export.huggingface import checkpoint_to_bundle
 
 def megabytes(field):
     status = Path("/proc/self/status").read_text()
-    return int(status.split(field + ":")[1].split()[0]) / 1024
+    return int(status.split(field + ":")[1].split()[0]) * 1024 / 1e6
 
 small, large, out = map(Path, sys.argv[1:])
 checkpoint_to_bundle(small, out / "small.edgezo")
@@ -77,7 +78,7 @@ def write_shards(folder: Path, config: Mapping[str, object]) -> float:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shapes, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(dict(config)))
     return 4e-6 * sum(np.prod(shape) for shapes in shards for shape in shapes.values())
 
 
@@ -98,5 +99,5 @@ def test_an_export_holds_less_than_two_copies(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     growth = float(done.stdout.splitlines()[-1])
-    assert 290 < size < 310
-    assert growth < 1.5 * size, f"{growth:.0f} MB for {size:.0f} MB of weights"
+    assert 290 < size < 300
+    assert growth < 1.75 * size, f"{growth:.0f} MB for {size:.0f} MB of weights"
