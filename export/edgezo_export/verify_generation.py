@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from edgezo_export.model_shell import lend_weights
 from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE
 from edgezo_runtime import safetensors_file
 from edgezo_runtime.bundle import Bundle, open_bundle
@@ -31,6 +33,7 @@ def verify_generation(folder: Path, model: PreTrainedModel) -> float:
         InputError: it cannot be loaded, or has a weight that changes nothing.
     """
     session, weights = open_generation(open_bundle(folder))
+    lend_weights(model, weights.arrays())
     difference = check_reading(session, model)
     check_reach(session, weights, model.config.vocab_size)
     return difference
@@ -44,6 +47,10 @@ class MappedWeights:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns every parameter by name, read-only."""
+        return self._arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
         entries = safetensors_file.read_header(self.bundle.weights)
         return {
             p.name: safetensors_file.map_tensor(self.bundle.weights, entries[p.name])
