@@ -94,6 +94,11 @@ def export_generate_graph(model: PreTrainedModel) -> ir.Model:
     exported.graph.inputs[1].shape = ir.Shape(["batch", "past + new"])
     for value, name in zip(exported.graph.inputs[2:], names, strict=False):
         value.name = f"past_key_values.{name}"
+    # GPT-2's mask leaves formulas of these sizes, which mean the same.
+    logits, *present = exported.graph.outputs
+    logits.shape = ir.Shape(["batch", model.config.vocab_size])
+    for value, (heads, head_dim) in zip(present, sizes, strict=True):
+        value.shape = ir.Shape(["batch", heads, "past + new", head_dim])
     return exported
 
 
