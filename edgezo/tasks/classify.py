@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from edgezo.data.rows import label_value
 from edgezo.tasks.answers import Answers
-from edgezo.tasks.base import Example, Task
+from edgezo.tasks.base import Example
+from edgezo.tasks.label_task import ANSWERS, LabelTask
 from edgezo.tasks.labels import Labels, check_distinct
-from edgezo.tasks.template import Template, fit
-from edgezo_runtime.batch import CandidateLoss, Objective, OptionLoss
+from edgezo.tasks.template import Template
+from edgezo_runtime.batch import Objective, OptionLoss
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "Text: {text}\nLabel:"
-ANSWERS = ("label", "label_text")
 
 
-class Classify(Task):
+class Classify(LabelTask):
     """Cross-entropy over the labels' words, at the end of the prompt.
 
     Where the words' first tokens all differ, these alone are compared, at one position a row;
@@ -49,11 +48,10 @@ class Classify(Task):
         template: str = DEFAULT_TEMPLATE,
         decoder_start: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, context_length)
-        self.answers = Answers(tokenizer, decoder_start)
-        self.labels = labels
         # A model says " word" in one token: the space belongs to the word, not to the prompt.
-        self.template = Template.parse(template.rstrip(" "), ANSWERS)
+        prompt = Template.parse(template.rstrip(" "), ANSWERS)
+        super().__init__(tokenizer, context_length, labels, prompt)
+        self.answers = Answers(tokenizer, decoder_start)
         self._source = template
         ends_in_space = self.template.source[-1:].isspace()
         self._strip = "" if ends_in_space else " "
@@ -81,29 +79,20 @@ class Classify(Task):
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
         """Returns the row's one example; the longest columns are cut at their end to fit."""
-        label = self.labels.index(label_value(row, place), place)
-        prompt = fit(
-            self.template,
-            self.template.values(row, place),
-            self.tokenizer,
-            self.answers.room(self.context_length, self._room),
-            place,
-            strip=self._strip,
-            encode=self.answers.encode_prompt,
-        )
-        self.truncated += prompt.cut
+        limit = self.answers.room(self.context_length, self._room)
+        label, prompt = self.read(row, place, limit, self.answers.encode_prompt, self._strip)
         if self.by_first_token:
-            parts = (self.answers.ask(prompt.tokens, self._shared, [self._first[label]]),)
+            parts = (self.answers.ask(prompt, self._shared, [self._first[label]]),)
         else:
             words = (word.tolist() for word in self.word_tokens)
-            parts = tuple(self.answers.score(prompt.tokens, word) for word in words)
+            parts = tuple(self.answers.score(prompt, word) for word in words)
         return [Example(parts, label)]
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns a loss over first tokens or over whole words."""
-        right = np.array([example.label for example in examples], np.int64)
         if self.by_first_token:
-            return CandidateLoss(right)
+            return super().objective(examples)
+        right = np.array([example.label for example in examples], np.int64)
         choices = len(self.labels.labels)
         sizes = [len(part.targets) for example in examples for part in example.parts]
         options = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
@@ -111,14 +100,7 @@ class Classify(Task):
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and words."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
-            "template": self._source,
-            "labels": list(self.labels.labels),
-            "words": list(self.labels.words),
-            **self.answers.settings(),
-        }
+        return super().settings() | {"template": self._source, **self.answers.settings()}
 
 
 def _shared_prefix(words: Sequence[np.ndarray]) -> list[int]:

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 
 from edgezo.data.rows import Rows, label_value, listed
-from edgezo.tasks.base import Example, Part, Task
+from edgezo.tasks.base import Example, Part
+from edgezo.tasks.label_task import ANSWERS, LabelTask
 from edgezo.tasks.labels import Labels
-from edgezo.tasks.template import Template, fit
-from edgezo_runtime.batch import CandidateLoss, Objective
+from edgezo.tasks.template import Template
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "{text}"
-ANSWERS = ("label", "label_text")
 
 
-class Head(Task):
+class Head(LabelTask):
     """Cross-entropy over the logits of a sequence classifier's head.
 
     The labels' numbers take the place of tokens in the graph's targets and candidates.
@@ -45,9 +44,7 @@ class Head(Task):
         template: str = DEFAULT_TEMPLATE,
         position: int = 0,
     ) -> None:
-        super().__init__(tokenizer, context_length)
-        self.labels = labels
-        self.template = Template.parse(template, ANSWERS)
+        super().__init__(tokenizer, context_length, labels, Template.parse(template, ANSWERS))
         self.position = position
 
     @property
@@ -57,34 +54,14 @@ class Head(Task):
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
         """Returns the row's one example; the longest columns are cut at their end to fit."""
-        label = self.labels.index(label_value(row, place), place)
-        prompt = fit(
-            self.template,
-            self.template.values(row, place),
-            self.tokenizer,
-            self.context_length,
-            place,
-            encode=self.tokenizer.encode_whole,
-        )
-        self.truncated += prompt.cut
-        read = np.array([self.position % len(prompt.tokens)], np.int64)
-        part = Part(np.array(prompt.tokens, np.int64), np.array([label], np.int64), read)
+        label, tokens = self.read(row, place, self.context_length, self.tokenizer.encode_whole)
+        read = np.array([self.position % len(tokens)], np.int64)
+        part = Part(np.array(tokens, np.int64), np.array([label], np.int64), read)
         return [Example((part,), label)]
-
-    def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns a loss over the head's labels."""
-        return CandidateLoss(np.array([example.label for example in examples], np.int64))
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and what the head reads."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
-            "template": self.template.source,
-            "labels": list(self.labels.labels),
-            "words": list(self.labels.words),
-            "position": self.position,
-        }
+        return super().settings() | {"position": self.position}
 
 
 def head_labels(rows: Rows, names: Sequence[str]) -> Labels:

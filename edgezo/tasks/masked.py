@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgezo.data.rows import label_value, listed, quoted
-from edgezo.tasks.base import Example, Part, Task
+from edgezo.data.rows import listed, quoted
+from edgezo.tasks.base import Example, Part
+from edgezo.tasks.label_task import ANSWERS, LabelTask
 from edgezo.tasks.labels import Labels, check_distinct
-from edgezo.tasks.template import Template, fit
-from edgezo_runtime.batch import CandidateLoss, Objective
+from edgezo.tasks.template import Template
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "{text} It was {mask}."
-ANSWERS = ("label", "label_text")
 MASK = "mask"
 
 
-class Masked(Task):
+class Masked(LabelTask):
     """Cross-entropy over the labels' words, at the prompt's mask.
 
     Args:
@@ -45,15 +44,14 @@ class Masked(Task):
         labels: Labels,
         template: str = DEFAULT_TEMPLATE,
     ) -> None:
-        super().__init__(tokenizer, context_length)
         if tokenizer.mask_id is None or tokenizer.mask_token is None:
             raise InputError(
                 f"the tokenizer of {tokenizer.folder} has no mask token; task {self.name} is for "
                 "masked language models such as BERT and RoBERTa"
             )
-        self.labels = labels
+        filled = _with_mask(template, tokenizer.mask_token)
+        super().__init__(tokenizer, context_length, labels, filled)
         self._mask_id = tokenizer.mask_id
-        self.template = _with_mask(template, tokenizer.mask_token)
         words = [np.array(_word_token(tokenizer, word), np.int64) for word in labels.words]
         check_distinct(words, labels)
         self._words = np.concatenate(words)
@@ -65,17 +63,8 @@ class Masked(Task):
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
         """Returns the row's one example; the longest columns are cut at their end to fit."""
-        label = self.labels.index(label_value(row, place), place)
-        prompt = fit(
-            self.template,
-            self.template.values(row, place),
-            self.tokenizer,
-            self.context_length,
-            place,
-            encode=self.tokenizer.encode_whole,
-        )
-        self.truncated += prompt.cut
-        tokens = np.array(prompt.tokens, np.int64)
+        label, read = self.read(row, place, self.context_length, self.tokenizer.encode_whole)
+        tokens = np.array(read, np.int64)
         (masks,) = np.nonzero(tokens == self._mask_id)
         if len(masks) != 1:
             raise InputError(
@@ -83,20 +72,6 @@ class Masked(Task):
                 "and a prompt has one place for the label's word; write it otherwise"
             )
         return [Example((Part(tokens, self._words[label : label + 1], masks),), label)]
-
-    def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns a loss over the labels' words."""
-        return CandidateLoss(np.array([example.label for example in examples], np.int64))
-
-    def settings(self) -> dict[str, Any]:
-        """Returns template, labels and words."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
-            "template": self.template.source,
-            "labels": list(self.labels.labels),
-            "words": list(self.labels.words),
-        }
 
 
 def columns_of(template: str) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import onnx_ir.passes.common as common_passes
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, TARGETS, Losses
 from edgezo_export.onnx_reader import read_onnx
 from edgezo_export.row_axes import ROWS, array_inputs, find_probe, session_of
-from edgezo_export.signature import PARAMETERS_KEY
+from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
@@ -140,8 +139,9 @@ class ArrayGraph:
             del graph.initializers[name]
             graph.inputs.append(lifted)
         common_passes.ClearMetadataAndDocStringPass()(self.model)
-        described = {w.name: {"kind": w.kind, "aliases": []} for w in weights}
-        self.model.metadata_props[PARAMETERS_KEY] = json.dumps(described, separators=(",", ":"))
+        self.model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (weight.name, weight.kind, ()) for weight in weights
+        )
 
 
 def _output(model: ir.Model, name: str | None, source: Path) -> ir.Value:

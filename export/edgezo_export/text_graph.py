@@ -27,17 +27,25 @@ LONG_SUM = 4096  # terms that are not added in sequence
 
 
 class TextGraph(nn.Module):
-    """Wraps any `*ForCausalLM`; rows are padded on the right."""
+    """Wraps a model with a vocabulary projection; rows are padded on the right.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: any `*ForCausalLM` or `*ForMaskedLM`.
+        what: what the model should be, for errors.
+        options: more that its `forward` takes.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, what: str = "causal language model", **options: bool
+    ) -> None:
         super().__init__()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise InputError(
-                f"{type(model).__name__} has no vocabulary projection; "
-                "export a causal language model"
+                f"{type(model).__name__} has no vocabulary projection; export a {what}"
             )
         self.model = model
+        self.options = options
 
     def forward(
         self,
@@ -51,7 +59,7 @@ class TextGraph(nn.Module):
         # A hook, and not a call of the base model, so that whatever the architecture does to
         # its logits afterwards (scaling, soft-capping) stays in the graph.
         with gathered(cast(nn.Module, self.model.get_output_embeddings()), positions):
-            logits = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+            logits = self.model(input_ids, attention_mask=attention_mask, **self.options).logits
         return answers(logits, targets, candidates)
 
 
@@ -107,7 +115,7 @@ def export_text_graph(model: PreTrainedModel) -> ir.Model:
     Raises:
         InputError: the model cannot be exported; the message quotes the exporter's reason.
     """
-    return export_graph(TextGraph(model))
+    return export_graph(TextGraph(model, use_cache=False))
 
 
 def export_graph(wrapper: nn.Module, vocabulary: int = 8, decoder: bool = False) -> ir.Model:

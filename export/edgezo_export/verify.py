@@ -35,6 +35,15 @@ class Parity:
     candidate_logits: float
 
 
+def mapped_weights(bundle: Bundle) -> dict[str, np.ndarray]:
+    """Returns every parameter by name where it lies in its file, read-only and not copied."""
+    entries = safetensors_file.read_header(bundle.weights)
+    return {
+        p.name: safetensors_file.map_tensor(bundle.weights, entries[p.name])
+        for p in bundle.manifest.parameters
+    }
+
+
 class GraphRunner:
     """A bundle's graph in ONNX Runtime, its weights bound as inputs over maps of their file.
 
@@ -46,11 +55,7 @@ class GraphRunner:
         """Maps the weights; raises InputError if they do not fit the manifest."""
         self.parameters = bundle.manifest.parameters
         self.form = bundle.manifest.form
-        entries = safetensors_file.read_header(bundle.weights)
-        self.weights = {
-            p.name: safetensors_file.map_tensor(bundle.weights, entries[p.name])
-            for p in self.parameters
-        }
+        self.weights = mapped_weights(bundle)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._session = ort.InferenceSession(

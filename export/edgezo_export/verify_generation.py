@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from edgezo_export.model_shell import lend_weights
-from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE
-from edgezo_runtime import safetensors_file
+from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE, mapped_weights
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.generation import GenerationSession
@@ -51,11 +50,7 @@ class MappedWeights:
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        entries = safetensors_file.read_header(self.bundle.weights)
-        return {
-            p.name: safetensors_file.map_tensor(self.bundle.weights, entries[p.name])
-            for p in self.bundle.manifest.parameters
-        }
+        return mapped_weights(self.bundle)
 
     def settle(self) -> None:
         """Does nothing: they never change."""

@@ -178,8 +178,9 @@ def open_session(model: bytes, threads: int, constants: Mapping[str, Any] | None
     options.log_severity_level = 3
     # Idle workers would spin on the cores that the sweep needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    names = wire.initializers(model) & (constants or {}).keys()
-    options.add_external_initializers(list(names), [(constants or {})[name] for name in names])
+    if constants:
+        names = list(wire.initializers(model) & constants.keys())
+        options.add_external_initializers(names, [constants[name] for name in names])
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

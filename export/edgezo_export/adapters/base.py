@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from edgezo_export.adapters.lora import add_lora
 from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import new_folder
-from edgezo_export.signature import PARAMETERS_KEY
+from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.bundle import GRAPH, Bundle, Parameter, open_bundle, write_manifest
 from edgezo_runtime.errors import InputError
 
@@ -55,13 +54,14 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         raise InputError(f"{min(unknown)} is no setting of a {kind} adapter: leave it out")
     length = bundle.manifest.context_length
     added, resolved = add(model, bundle.manifest.parameters, **settings)
-    described = json.loads(model.metadata_props[PARAMETERS_KEY])
-    described |= {p.name: {"kind": p.kind, "aliases": []} for p in added}
-    model.metadata_props[PARAMETERS_KEY] = json.dumps(described, separators=(",", ":"))
+    parameters = (*bundle.manifest.parameters, *added)
+    model.metadata_props[PARAMETERS_KEY] = parameters_text(
+        (p.name, p.kind, p.aliases) for p in parameters
+    )
     graph = ir.to_proto(model).SerializeToString(deterministic=True)
     manifest = dataclasses.replace(
         bundle.manifest,
-        parameters=(*bundle.manifest.parameters, *added),
+        parameters=parameters,
         files={**bundle.manifest.files, GRAPH: hashlib.sha256(graph).hexdigest()},
         context_length=None if length is None else length - _taken(kind, resolved),
         adapter={"kind": kind, **resolved},
