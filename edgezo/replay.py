@@ -52,6 +52,11 @@ def replay(
     """
     path = run / journals.NAME if run.is_dir() else run
     journal = journals.read(path)
+    if journal.header.get("replay") is False:
+        raise InputError(
+            f"{path} is of a run with true gradients ({journal.header.get('method')}), which "
+            "cannot be replayed from its journal: its weights are in the run's model.safetensors"
+        )
     steps = len(journal.records) if at_step is None else at_step
     if steps > len(journal.records):
         raise InputError(

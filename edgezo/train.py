@@ -140,7 +140,7 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
         "method": header["method"],
         "seed": header["seed"],
         **header["lr"],
-        **{name: header["settings"][name] for name in ("eps", "weight_decay")},
+        **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
         **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():
@@ -219,6 +219,8 @@ def _loop(
             if step.number < settings.steps and _due(step.number, settings.eval_every):
                 metrics = evaluate_if(data.held_out, evaluate_now)
             if callback.should_stop():
+                if not tuner.replays:
+                    tuner.snapshot()
                 break
         finished = tuner.step_index >= settings.steps
         if finished:

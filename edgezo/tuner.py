@@ -14,8 +14,11 @@ from edgezo_runtime import adapter_init, journal, snapshot
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
+from edgezo_runtime.first_order.loss import BatchLoss
+from edgezo_runtime.first_order.session import check_gradients
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import make
+from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
@@ -31,7 +34,7 @@ class Step:
         number: counts from 1.
         loss: the batch's mean loss near the weights before the update, in nats.
         projected_grad: the slope of the loss along the step's direction; the root mean square of
-            the slopes where a step has several.
+            the slopes where a step has several; the gradient's norm where it is a true one.
         lr: the learning rate as used.
         skipped: whether the slope was not finite, so that nothing was updated.
     """
@@ -107,6 +110,8 @@ class Tuner:
         options: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
         options = {name: value for name, value in options.items() if value is not None}
         made = make(method, model.arena, seed, options)
+        if isinstance(made, FirstOrder):
+            check_gradients(model.bundle)
         header = describe(model.weights, made) | {
             "lr": {"lr": lr, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
@@ -173,6 +178,11 @@ class Tuner:
         return sum(record.skipped for record in self._tuning.journal.records)
 
     @property
+    def replays(self) -> bool:
+        """Whether the journal alone rebuilds the weights; with true gradients snapshots do."""
+        return self.header.get("replay", True)
+
+    @property
     def header(self) -> dict[str, Any]:
         """The journal's header."""
         return self._tuning.journal.header
@@ -197,7 +207,7 @@ class Tuner:
         else:
             _check_rate(lr)
             rate = np.float32(lr)
-        estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
+        estimate = self._tuning.step(BatchLoss(self.model, batch), rate)
         record = estimate.record
         slope = float(record.scalars[0])
         if len(record.scalars) > 1:
@@ -211,7 +221,9 @@ class Tuner:
             raise InputError("a snapshot needs a run folder: give the Tuner run=...")
         self._tuning.mend()
         writer.sync()
-        snapshot.write(writer.path.parent, self.step_index, self.model.weights)
+        method = self._tuning.method
+        state = method.state if isinstance(method, FirstOrder) else None
+        snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
 
     def save(self, run: Path | str | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ TASKS = ("classify", "masked", "head", "generate", "text")
 @click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
 @adapter_options
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
+@click.option("--gradients", is_flag=True, help="Add grad.onnx, for the first-order methods.")
 @as_json
 def command(
     source: Path,
@@ -61,6 +63,7 @@ def command(
     labels: str | None,
     tune: str | None,
     quantize: str | None,
+    gradients: bool,
     as_json: bool,
     **adapter: Any,
 ) -> None:
@@ -76,22 +79,53 @@ def command(
     fields: dict[str, Any] = {"out": str(out)}
     if source.suffix != ".onnx" and (output or loss or labels):
         raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
-    if source.suffix == ".onnx":
-        exported = export_onnx(source, out, output, loss, labels)
-        fields["trained"] = sum(weight.trainable for weight in exported.weights)
-        fields["constant"] = len(exported.weights) - fields["trained"]
-        fields["difference"] = exported.difference
-    elif quantize is not None:
-        export_quantized(source, out, quantize)
-    elif is_bundle(source) or tune is not None:
-        export_adapted(source, out, tune, adapter)
-    else:
-        export_checkpoint(source, out, {"name": task} if task else None, via=via, dtype=dtype)
+    plain = is_bundle(source) and tune is None and quantize is None
+    with staged(out, gradients and not plain) as target:
+        if source.suffix == ".onnx":
+            exported = export_onnx(source, target, output, loss, labels)
+            fields["trained"] = sum(weight.trainable for weight in exported.weights)
+            fields["constant"] = len(exported.weights) - fields["trained"]
+            fields["difference"] = exported.difference
+        elif quantize is not None:
+            export_quantized(source, target, quantize)
+        elif plain and gradients:
+            export_gradients(source, target)
+        elif is_bundle(source) or tune is not None:
+            export_adapted(source, target, tune, adapter)
+        else:
+            named = {"name": task} if task else None
+            export_checkpoint(source, target, named, via=via, dtype=dtype)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
         print_json(fields | {"seconds": seconds})
     else:
         click.echo(f"wrote {out} in {seconds} s")
+
+
+@contextlib.contextmanager
+def staged(out: Path, gradients: bool) -> Iterator[Path]:
+    """Gives the folder to export to: `out`, or one that `out` is made of, with gradients."""
+    if not gradients:
+        yield out
+        return
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        whole = Path(scratch) / "whole.edgezo"
+        yield whole
+        export_gradients(whole, out)
+
+
+def export_gradients(source: Path, out: Path) -> None:
+    """Adds the gradient graph to the bundle `source`."""
+    try:
+        from edgezo_export.gradients.bundle import add_to_bundle
+    except ImportError as error:
+        raise EdgezoError(
+            f"gradient graphs need {error.name}: run `pip install 'edgezo[onnx]'`"
+        ) from error
+    add_to_bundle(open_bundle(source), out)
 
 
 def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str, Any]) -> None:
@@ -103,7 +137,7 @@ def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str
     if request is None:
         raise InputError(
             f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
-            "with --tune"
+            "with --tune, or --gradients"
         )
     adapted = add_adapter(open_bundle(source), request)
     from edgezo_export.adapters.base import write_adapted

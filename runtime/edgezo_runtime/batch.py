@@ -59,6 +59,10 @@ class Objective(abc.ABC):
         """Returns the predicted label of each row, (rows,) int64, or None if there is none."""
         return None
 
+    @abc.abstractmethod
+    def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        """Returns the derivative of `loss` by each float output, in its shape and dtype."""
+
 
 @dataclass(frozen=True)
 class CandidateLoss(Objective):
@@ -75,6 +79,10 @@ class CandidateLoss(Objective):
 
     def predictions(self, outputs: Outputs) -> np.ndarray:
         return outputs["candidate_logits"].argmax(axis=1)
+
+    def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        slope = _choice_slope(outputs["candidate_logits"], self.labels)
+        return _zeros(outputs) | {"candidate_logits": slope.astype(np.float32)}
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,10 @@ class OptionLoss(Objective):
     def predictions(self, outputs: Outputs) -> np.ndarray:
         return self.scores(outputs).argmax(axis=1)
 
+    def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        slope = _choice_slope(self.scores(outputs), self.labels).reshape(-1)[self.options]
+        return _zeros(outputs) | {"logprobs": slope.astype(np.float32)}
+
 
 @dataclass(frozen=True)
 class TokenLoss(Objective):
@@ -118,6 +130,10 @@ class TokenLoss(Objective):
     def tally(self, outputs: Outputs) -> Tally:
         total = -float(outputs["logprobs"].sum(dtype=np.float64))
         return Tally(self.rows, len(outputs["logprobs"]), total, tokens=True)
+
+    def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        count = len(outputs["logprobs"])
+        return _zeros(outputs) | {"logprobs": np.full(count, -1 / count, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,10 @@ class RowLoss(Objective):
         if self.labels is None or self.output is None:
             return None
         return outputs[self.output].reshape(len(self.labels), -1).argmax(axis=1)
+
+    def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        count = len(outputs["losses"])
+        return _zeros(outputs) | {"losses": np.full(count, 1 / count, np.float32)}
 
 
 class BaseBatch(abc.ABC):
@@ -211,6 +231,19 @@ class Batch(BaseBatch):
         if self.decoder_input_ids is not None:
             feeds["decoder_input_ids"] = self.decoder_input_ids
         return feeds
+
+
+def _zeros(outputs: Outputs) -> dict[str, np.ndarray]:
+    return {name: np.zeros_like(a) for name, a in outputs.items() if a.dtype.kind == "f"}
+
+
+def _choice_slope(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Derivative of the mean of `_choice_tally`'s loss by `scores`, (rows, choices) float64."""
+    scores = scores.astype(np.float64)
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    chances[np.arange(len(labels)), labels] -= 1
+    return chances / len(labels)
 
 
 def _choice_tally(scores: np.ndarray, labels: np.ndarray) -> Tally:

@@ -21,6 +21,7 @@ SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
 GENERATE = "generate.onnx"
+GRADIENTS = "grad.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
@@ -206,11 +207,13 @@ class Bundle:
         folder: where its files are.
         manifest: what they are.
         adapted: the graph with an adapter put into it, where the folder's own has none.
+        adapted_gradients: likewise the gradient graph.
     """
 
     folder: Path
     manifest: Manifest
     adapted: bytes | None = None
+    adapted_gradients: bytes | None = None
 
     @property
     def graph(self) -> Path:
@@ -220,6 +223,14 @@ class Bundle:
     def read_graph(self) -> bytes:
         """Returns the graph as the bytes of an ONNX file."""
         return self.graph.read_bytes() if self.adapted is None else self.adapted
+
+    def read_gradients(self) -> bytes | None:
+        """Returns the gradient graph as the bytes of an ONNX file, if the bundle has one."""
+        if GRADIENTS not in self.manifest.files:
+            return None
+        if self.adapted_gradients is not None:
+            return self.adapted_gradients
+        return (self.folder / GRADIENTS).read_bytes()
 
     @property
     def generate(self) -> Path | None:

@@ -183,6 +183,16 @@ class JournalWriter:
             raise
         self.records.append(record)
 
+    def cut(self, steps: int) -> None:
+        """Forgets the records after the first `steps`; raises EdgezoError as `append` does."""
+        size = 4 * self.header["scalars"] + 12
+        try:
+            self._file.truncate(self._start + size * steps)
+        except OSError as error:
+            raise EdgezoError(cannot_write(self.path, error)) from error
+        del self.records[steps:]
+        self.sync()
+
     def sync(self) -> None:
         """Waits until all records are on the disk; raises EdgezoError if they do not get there."""
         try:

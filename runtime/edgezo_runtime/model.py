@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
@@ -146,6 +147,7 @@ class Model:
         text = self.bundle.manifest.context_length is not None or (folder / TOKENIZER).exists()
         self._tokenizer = Tokenizer.from_folder(folder) if text else None
         self.form = self.bundle.manifest.form
+        self._gradients: dict[bool, GradientSession] = {}
         self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
 
     @property
@@ -187,6 +189,21 @@ class Model:
     def loss(self, batch: BaseBatch) -> float:
         """Returns the mean loss of `batch`."""
         return batch.objective.loss(self.forward(batch))
+
+    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: bool) -> float:
+        """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
+
+        Args:
+            batch: the data, and the objective.
+            names: of the weights to differentiate by.
+            take: called once for each.
+            keep: whether products are kept between the passes, or computed again.
+        """
+        self.weights.settle()
+        if keep not in self._gradients:
+            weights = self.weights.arrays()
+            self._gradients[keep] = GradientSession(self.bundle, weights, self.threads, keep)
+        return self._gradients[keep].run(batch, names, take)
 
 
 def load(

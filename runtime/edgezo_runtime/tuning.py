@@ -12,6 +12,7 @@ from edgezo_runtime import adapter_init, noise, snapshot
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
 from edgezo_runtime.methods import Estimate, Method, make
+from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.model import Weights
 
 MAX_CONSECUTIVE_SKIPS = 10
@@ -25,6 +26,8 @@ class Recorder(Protocol):
 
     def append(self, record: Record) -> None: ...
 
+    def cut(self, steps: int) -> None: ...
+
 
 class MemoryJournal:
     """A journal that is not on disk (yet)."""
@@ -37,6 +40,10 @@ class MemoryJournal:
         """Keeps the record."""
         self.records.append(record)
 
+    def cut(self, steps: int) -> None:
+        """Forgets the records after the first `steps`."""
+        del self.records[steps:]
+
 
 def describe(weights: Weights, method: Method) -> dict[str, Any]:
     """Returns the part of a journal's header that a replay needs."""
@@ -48,6 +55,7 @@ def describe(weights: Weights, method: Method) -> dict[str, Any]:
         "method": method.name,
         "settings": method.settings(),
         "scalars": method.scalars,
+        "replay": not isinstance(method, FirstOrder),
         "seed": method.seed,
         "noise": noise.VERSION,
         "numpy": np.__version__,
@@ -123,6 +131,9 @@ class Tuning:
     def step(self, loss: Callable[[], float], lr: np.float32) -> Estimate:
         """Takes the next step; one that raises leaves no trace.
 
+        With true gradients, one that raises when weights are changed already goes back to the
+        newest snapshot, or to the start.
+
         Raises:
             EdgezoError: the projected gradient was not finite for several steps in a row.
         """
@@ -132,8 +143,10 @@ class Tuning:
             estimate = self.method.step(self.steps + 1, loss, lr)
             self.journal.append(estimate.record)
         except BaseException:
-            # Not at once: a process that is about to end would wait for nothing.
-            self.weights.mend = self.catch_up
+            if isinstance(self.method, FirstOrder) and not self.method.changed:
+                self._whole = True
+            else:  # Not at once: a process that is about to end would wait for nothing.
+                self.weights.mend = self.catch_up
             raise
         self._whole = True
         skips = consecutive_skips(self.journal.records)
@@ -156,6 +169,8 @@ class Tuning:
     ) -> None:
         """Rebuilds the weights from the newest snapshot, or the base, and the records.
 
+        A run with true gradients goes back to the snapshot and forgets the records after it.
+
         Args:
             records: up to where; all of the journal's if None.
             progress: called with the number of steps replayed so far.
@@ -167,7 +182,13 @@ class Tuning:
         if self._run is None:
             self.weights.load()
         else:
-            done = snapshot.load_newest(self._run, self.weights, len(records))
+            state = self.method.state if isinstance(self.method, FirstOrder) else None
+            done = snapshot.load_newest(self._run, self.weights, len(records), state)
+            if not done:
+                self._make_method()  # a damaged snapshot may have left its state
+        if isinstance(self.method, FirstOrder) and done < len(records):
+            self.journal.cut(done)
+            records = records[:done]
         for number in range(done + 1, len(records) + 1):
             self.method.replay(number, records[number - 1])
             if progress:

@@ -18,8 +18,9 @@ from edgezo_export.adapters.lora import add_lora
 from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import new_folder
+from edgezo_export.gradients.reverse import gradient_graph
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
-from edgezo_runtime.bundle import GRAPH, Bundle, Parameter, open_bundle, write_manifest
+from edgezo_runtime.bundle import GRADIENTS, GRAPH, Bundle, Parameter, open_bundle, write_manifest
 from edgezo_runtime.errors import InputError
 
 _KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {
@@ -66,7 +67,11 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         context_length=None if length is None else length - _taken(kind, resolved),
         adapter={"kind": kind, **resolved},
     )
-    return Bundle(bundle.folder, manifest, graph)
+    if GRADIENTS not in manifest.files:
+        return Bundle(bundle.folder, manifest, graph)
+    gradients = gradient_graph(graph, manifest)
+    files = {**manifest.files, GRADIENTS: hashlib.sha256(gradients).hexdigest()}
+    return Bundle(bundle.folder, dataclasses.replace(manifest, files=files), graph, gradients)
 
 
 def _taken(kind: str, settings: Mapping[str, Any]) -> int:
@@ -86,6 +91,8 @@ def write_adapted(bundle: Bundle, out: Path) -> None:
         for name in bundle.manifest.files:
             if name == GRAPH:
                 (folder / GRAPH).write_bytes(bundle.adapted)
+            elif name == GRADIENTS and bundle.adapted_gradients is not None:
+                (folder / GRADIENTS).write_bytes(bundle.adapted_gradients)
             else:
                 link_or_copy(bundle.folder / name, folder / name)
         write_manifest(folder, bundle.manifest)

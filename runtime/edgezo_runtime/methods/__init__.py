@@ -9,11 +9,13 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
 from edgezo_runtime.methods.es import EvolutionStrategies as EvolutionStrategies
+from edgezo_runtime.methods.first_order import FIRST_ORDER
+from edgezo_runtime.methods.hift import HIFT
 from edgezo_runtime.methods.mezo import Mezo as Mezo
 from edgezo_runtime.methods.qzo import Qzo as Qzo
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Mezo, EvolutionStrategies, Qzo)
+    method.name: method for method in (Mezo, EvolutionStrategies, Qzo, *FIRST_ORDER, *HIFT)
 }
 
 

@@ -1,0 +1,1 @@
+"""Gradient graphs: reverse mode over the graph of a bundle, without torch."""

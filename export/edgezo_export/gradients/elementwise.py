@@ -1,0 +1,156 @@
+"""Reverse mode through operators that work on each element alone, and broadcast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from edgezo_export.gradients.tape import Tape, dims, first, no_gradient, only
+
+#: Returns the cotangent of the input of a unary node of its output's; takes the input and output.
+_Unary = Callable[[Tape, ir.Node, ir.Value, ir.Value, ir.Value], ir.Value]
+
+
+def _unary(rule: _Unary) -> Callable[[Tape, ir.Node, Sequence[ir.Value | None]], None]:
+    def give(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+        cotangent = rule(tape, node, only(cotangents), first(node), node.outputs[0])
+        tape.give(first(node), cotangent)
+
+    return give
+
+
+def _sides(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    left, right = node.inputs
+    assert left is not None and right is not None
+    return left, right
+
+
+def _give(tape: Tape, node: ir.Node, value: ir.Value, cotangent: ir.Value) -> None:
+    """Gives `value` what has the shape of the output of `node`."""
+    tape.give(value, tape.sum_to(cotangent, dims(node.outputs[0]), value))
+
+
+def _add(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    for value in _sides(node):
+        if tape.wants(value):
+            _give(tape, node, value, only(cotangents))
+
+
+def _sub(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    left, right = _sides(node)
+    if tape.wants(left):
+        _give(tape, node, left, only(cotangents))
+    if tape.wants(right):
+        _give(tape, node, right, tape.op("Neg", only(cotangents)))
+
+
+def _mul(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    left, right = _sides(node)
+    for value, other in ((left, right), (right, left)):
+        if tape.wants(value):
+            _give(tape, node, value, tape.op("Mul", only(cotangents), other))
+
+
+def _div(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    left, right = _sides(node)
+    scaled = tape.op("Div", only(cotangents), right)
+    if tape.wants(left):
+        _give(tape, node, left, scaled)
+    if tape.wants(right):
+        _give(tape, node, right, tape.op("Neg", tape.op("Mul", scaled, node.outputs[0])))
+
+
+def _pow(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    base, exponent = _sides(node)
+    power = exponent.const_value
+    if tape.wants(exponent) or power is None or power.size != 1:
+        raise no_gradient(node, ", whose exponent is no constant")
+    p = float(power.numpy().reshape(()))
+    lower = base if p == 2 else tape.op("Pow", base, tape.number(p - 1))
+    slope = tape.op("Mul", lower, tape.number(p))
+    _give(tape, node, base, tape.op("Mul", only(cotangents), slope))
+
+
+def _where(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    condition, left, right = node.inputs
+    zero = tape.number(0)
+    if left is not None and tape.wants(left):
+        _give(tape, node, left, tape.op("Where", condition, only(cotangents), zero))
+    if right is not None and tape.wants(right):
+        _give(tape, node, right, tape.op("Where", condition, zero, only(cotangents)))
+
+
+def _cast(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    # Only float32 values need cotangents, so this one changes nothing.
+    tape.give(node.inputs[0], only(cotangents))
+
+
+def _gelu(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    number = tape.number
+    if node.attributes.get_string("approximate", "none") == "tanh":
+        scale, cubic = math.sqrt(2 / math.pi), 0.044715
+        square = tape.op("Mul", x, x)
+        inner = tape.op("Add", tape.op("Mul", square, number(scale * cubic)), number(scale))
+        t = tape.op("Tanh", tape.op("Mul", inner, x))
+        slope = tape.op("Add", tape.op("Mul", square, number(3 * scale * cubic)), number(scale))
+        steep = tape.op("Mul", x, tape.op("Mul", _one_minus_square(tape, t), slope))
+        total = tape.op("Add", tape.op("Add", t, number(1)), steep)
+        return tape.op("Mul", dy, tape.op("Mul", total, number(0.5)))
+    bell = tape.op("Exp", tape.op("Mul", tape.op("Mul", x, x), number(-0.5)))
+    density = tape.op("Mul", bell, number(1 / math.sqrt(2 * math.pi)))
+    erf = tape.op("Erf", tape.op("Mul", x, number(1 / math.sqrt(2))))
+    below = tape.op("Mul", tape.op("Add", erf, number(1)), number(0.5))
+    return tape.op("Mul", dy, tape.op("Add", below, tape.op("Mul", x, density)))
+
+
+def _erf(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    bell = tape.op("Exp", tape.op("Neg", tape.op("Mul", x, x)))
+    return tape.op("Mul", dy, tape.op("Mul", bell, tape.number(2 / math.sqrt(math.pi))))
+
+
+def _one_minus_square(tape: Tape, value: ir.Value) -> ir.Value:
+    return tape.op("Sub", tape.number(1), tape.op("Mul", value, value))
+
+
+def _sigmoid(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return tape.op("Mul", dy, tape.op("Mul", y, tape.op("Sub", tape.number(1), y)))
+
+
+def _relu(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return tape.op("Where", tape.op("Greater", y, tape.number(0)), dy, tape.number(0))
+
+
+def _sqrt(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return tape.op("Div", tape.op("Mul", dy, tape.number(0.5)), y)
+
+
+RULES: Mapping[str, Any] = {
+    "Add": _add,
+    "Sub": _sub,
+    "Mul": _mul,
+    "Div": _div,
+    "Pow": _pow,
+    "Where": _where,
+    "Cast": _cast,
+    "Identity": _unary(lambda tape, node, dy, x, y: dy),
+    "Neg": _unary(lambda tape, node, dy, x, y: tape.op("Neg", dy)),
+    "Abs": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Sign", x))),
+    "Exp": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, y)),
+    "Log": _unary(lambda tape, node, dy, x, y: tape.op("Div", dy, x)),
+    "Sqrt": _unary(_sqrt),
+    "Reciprocal": _unary(
+        lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Mul", y, y)))
+    ),
+    "Tanh": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, _one_minus_square(tape, y))),
+    "Sigmoid": _unary(_sigmoid),
+    "Relu": _unary(_relu),
+    "Erf": _unary(_erf),
+    "Gelu": _unary(_gelu),
+    "Cos": _unary(
+        lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Sin", x)))
+    ),
+    "Sin": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Cos", x))),
+}

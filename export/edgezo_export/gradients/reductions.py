@@ -1,0 +1,117 @@
+"""Reverse mode through sums, means, softmaxes and norms over axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgezo_export.gradients.movement import known_rank
+from edgezo_export.gradients.tape import Tape, dims, first, no_gradient, only
+
+
+def _axes(node: ir.Node) -> list[int]:
+    """Returns the axes that `node` reduces; all of them if it names none."""
+    given = node.attributes.get_ints("axes", [])
+    rank = known_rank(node)
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is not None:
+        if axes.const_value is None:
+            raise no_gradient(node, ", over axes that it computes")
+        given = [int(axis) for axis in axes.const_value.numpy()]
+    if not given and node.attributes.get_int("noop_with_empty_axes", 0):
+        return []
+    return [axis % rank for axis in given] or list(range(rank))
+
+
+def _kept(tape: Tape, node: ir.Node, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """Returns `value`, of the shape of the output of `node`, with the reduced axes as 1."""
+    if node.attributes.get_int("keepdims", 1) or not axes:
+        return value
+    return tape.op("Unsqueeze", value, tape.constant(list(axes)))
+
+
+def _sum(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    x = first(node)
+    kept = _kept(tape, node, only(cotangents), _axes(node))
+    tape.give(x, tape.op("Expand", kept, tape.shape_of(x)))
+
+
+def _mean(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    x, axes = first(node), _axes(node)
+    kept = _kept(tape, node, only(cotangents), axes)
+    sizes = dims(x) or []
+    counts = [sizes[axis] for axis in axes]
+    whole = [count for count in counts if isinstance(count, int)]
+    if len(whole) == len(counts):
+        share = tape.op("Mul", kept, tape.number(1 / float(np.prod(whole))))
+    else:
+        count = tape.size_of(x, axes[0])
+        for axis in axes[1:]:
+            count = tape.op("Mul", count, tape.size_of(x, axis))
+        floats = tape.op("Cast", count, to=int(ir.DataType.FLOAT))
+        floats.type = ir.TensorType(ir.DataType.FLOAT)
+        share = tape.op("Div", kept, tape.op("Squeeze", floats))
+    tape.give(x, tape.op("Expand", share, tape.shape_of(x)))
+
+
+def _log_sum_exp(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    x, axes = first(node), _axes(node)
+    total = _kept(tape, node, node.outputs[0], axes)
+    dy = _kept(tape, node, only(cotangents), axes)
+    tape.give(x, tape.op("Mul", tape.op("Exp", tape.op("Sub", x, total)), dy))
+
+
+def _softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    dy, y = only(cotangents), node.outputs[0]
+    axis = node.attributes.get_int("axis", -1)
+    weighed = tape.op("Mul", dy, y)
+    total = tape.summed(weighed, [axis], keep=True)
+    tape.give(node.inputs[0], tape.op("Sub", weighed, tape.op("Mul", y, total)))
+
+
+def _log_softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    dy, y = only(cotangents), node.outputs[0]
+    total = tape.summed(dy, [node.attributes.get_int("axis", -1)], keep=True)
+    tape.give(node.inputs[0], tape.op("Sub", dy, tape.op("Mul", tape.op("Exp", y), total)))
+
+
+def _layer_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    """Normalises again without scale and bias, for ONNX Runtime does that in one pass."""
+    x, scale, bias = (*node.inputs, None)[:3]
+    assert x is not None and scale is not None
+    dy, rank = only(cotangents), known_rank(node)
+    axis = node.attributes.get_int("axis", -1) % rank
+    sizes = dims(x)
+    own = [size for size in (sizes or [])[axis:] if isinstance(size, int)]
+    if len(own) < rank - axis:
+        raise no_gradient(node, ", over axes of no fixed size")
+    if tape.wants(bias):
+        assert bias is not None
+        tape.give(bias, tape.sum_to(dy, sizes, bias))
+    if not (tape.wants(x) or tape.wants(scale)):
+        return
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    ones = tape.constant(np.ones(own), np.float32)
+    normal, _, inverse = tape.ops("LayerNormalization", [x, ones], 3, axis=axis, epsilon=epsilon)
+    if tape.wants(scale):
+        tape.give(scale, tape.sum_to(tape.op("Mul", dy, normal), sizes, scale))
+    if tape.wants(x):
+        axes = tape.constant(list(range(axis, rank)))
+        scaled = tape.op("Mul", dy, scale)
+        mean = tape.op("ReduceMean", scaled, axes)
+        slope = tape.op("ReduceMean", tape.op("Mul", scaled, normal), axes)
+        inner = tape.op("Sub", tape.op("Sub", scaled, mean), tape.op("Mul", normal, slope))
+        tape.give(x, tape.op("Mul", inner, inverse))
+
+
+RULES: Mapping[str, Any] = {
+    "ReduceSum": _sum,
+    "ReduceMean": _mean,
+    "ReduceLogSumExp": _log_sum_exp,
+    "Softmax": _softmax,
+    "LogSoftmax": _log_softmax,
+    "LayerNormalization": _layer_norm,
+}

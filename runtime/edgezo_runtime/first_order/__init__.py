@@ -1,0 +1,1 @@
+"""True gradients, and the methods that use them."""

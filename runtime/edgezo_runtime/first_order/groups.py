@@ -1,0 +1,31 @@
+"""The layers of a model, as groups of parameters that are tuned one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from edgezo_runtime.bundle import Parameter
+
+_NUMBERED = re.compile(r"((?:.*?\.)?\d+)\.")
+
+
+def layer_groups(parameters: Sequence[Parameter], size: int = 1) -> list[tuple[str, ...]]:
+    """Returns the names of each group's parameters, the lowest layer's first.
+
+    A layer is what shares a name up to its first number, as in ``model.layers.3.``; what comes
+    before the first layer, and what comes after one, are groups of their own.
+
+    Args:
+        parameters: in the order of the model.
+        size: how many layers make a group.
+    """
+
+    def key(parameter: Parameter) -> str:
+        match = _NUMBERED.match(parameter.name)
+        return match[1] if match else ""
+
+    layers = [[p.name for p in group] for _, group in itertools.groupby(parameters, key)]
+    starts = range(0, len(layers), size)
+    return [tuple(itertools.chain(*layers[start : start + size])) for start in starts]

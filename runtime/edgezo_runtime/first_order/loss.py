@@ -1,0 +1,32 @@
+"""What a method sees of a batch: its loss, and the gradients of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.first_order.session import Taker
+from edgezo_runtime.model import Model
+
+
+class BatchLoss:
+    """The mean loss of one batch at the model's present weights."""
+
+    def __init__(self, model: Model, batch: BaseBatch) -> None:
+        self._model, self._batch = model, batch
+
+    def __call__(self) -> float:
+        """Returns the loss, in nats."""
+        return self._model.loss(self._batch)
+
+    def descend(self, names: Sequence[str], take: Taker, keep: bool = False) -> float:
+        """Gives `take` the gradient by each of the weights `names`, and returns the loss."""
+        return self._model.descend(self._batch, names, take, keep)
+
+    def gradients(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the gradients by the weights `names`, all at once."""
+        found: dict[str, np.ndarray] = {}
+        self.descend(names, found.__setitem__)
+        return found

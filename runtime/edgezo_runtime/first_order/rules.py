@@ -1,0 +1,270 @@
+r"""Update rules: what a gradient :math:`g` does to a weight :math:`w` and to its state.
+
+All arithmetic is float32, one operation after the other, so that the same gradient gives the same
+bits however the weight is cut into chunks. The roots are correctly rounded; there is no libm.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.first_order.state import State, matrix_shape
+
+_CHUNK = 1 << 16  # elements; a chunk of weights, gradient and state stays in the cache
+
+
+class Rule(abc.ABC):
+    """One update rule.
+
+    Attributes:
+        name: of the method that is made of it.
+        paper: where it comes from.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    def lengths(self, parameter: Parameter) -> Mapping[str, int]:
+        """Returns how much each slot of the state holds of `parameter`."""
+        return {}
+
+    @abc.abstractmethod
+    def update(
+        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
+    ) -> None:
+        """Changes the weights `w` and the state in place; `g` may be overwritten.
+
+        Args:
+            parameter: which one.
+            w: its weights, flat.
+            g: its gradient, flat.
+            lr: the learning rate.
+            state: holds the rule's slots.
+        """
+
+
+class ChunkRule(Rule):
+    """A rule that works on each element alone.
+
+    Attributes:
+        slots: arrays of the parameter's size that it keeps.
+        counts: whether it also keeps the number of its updates.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[bool] = False
+
+    def lengths(self, parameter: Parameter) -> Mapping[str, int]:
+        sizes = dict.fromkeys(self.slots, parameter.size)
+        return sizes | ({"updates": 1} if self.counts else {})
+
+    def update(
+        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
+    ) -> None:
+        slots = [state.of(slot, parameter.name) for slot in self.slots]
+        number = 0
+        if self.counts:
+            updates = state.of("updates", parameter.name)
+            updates += 1
+            number = int(updates[0])
+        for start in range(0, w.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self.chunk(w[part], g[part], [slot[part] for slot in slots], lr, number)
+
+    @abc.abstractmethod
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        """Updates a part of the weights; `number` counts the updates from 1."""
+
+
+class Sgd(ChunkRule):
+    r""":math:`w \leftarrow w - \eta g`."""
+
+    name = "ip-sgd"
+    paper = "https://arxiv.org/abs/2410.06441"
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        g *= np.float32(lr)
+        w -= g
+
+
+class Momentum(ChunkRule):
+    r""":math:`v \leftarrow 0.9 v + g; w \leftarrow w - \eta v`."""
+
+    name = "sgd"
+    paper = "https://pytorch.org/docs/stable/generated/torch.optim.SGD.html"
+    slots = ("velocity",)
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        (velocity,) = slots
+        velocity *= np.float32(0.9)
+        velocity += g
+        np.multiply(velocity, np.float32(lr), out=g)
+        w -= g
+
+
+class AdamW(ChunkRule):
+    r""":math:`m \leftarrow 0.9 m + 0.1 g; v \leftarrow 0.999 v + 0.001 g^2;
+    w \leftarrow w - \eta \hat m / (\sqrt{\hat v} + 10^{-8})`, both freed of their bias to zero.
+    """
+
+    name = "adamw"
+    paper = "https://arxiv.org/abs/1711.05101"
+    slots = ("mean", "square")
+    counts = True
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        mean, square = slots
+        mean *= np.float32(0.9)
+        mean += np.float32(0.1) * g
+        g *= g
+        square *= np.float32(0.999)
+        square += np.float32(0.001) * g
+        np.sqrt(square, out=g)
+        # With root(1 - 0.999^t) moved over, one division per element is enough.
+        root = float(np.sqrt(1 - power(0.999, number)))
+        g *= np.float32(1 / root)
+        g += np.float32(1e-8)
+        np.divide(mean, g, out=g)
+        g *= np.float32(lr / (1 - power(0.9, number)))
+        w -= g
+
+
+class Adagrad(ChunkRule):
+    r""":math:`s \leftarrow s + g^2; w \leftarrow w - \eta g / (\sqrt s + 10^{-10})`."""
+
+    name = "adagrad"
+    paper = "https://jmlr.org/papers/v12/duchi11a.html"
+    slots = ("sum",)
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        (total,) = slots
+        total += g * g
+        g *= np.float32(lr)
+        g /= np.sqrt(total) + np.float32(1e-10)
+        w -= g
+
+
+class RmsProp(ChunkRule):
+    r""":math:`s \leftarrow 0.99 s + 0.01 g^2; w \leftarrow w - \eta g / (\sqrt s + 10^{-8})`."""
+
+    name = "rmsprop"
+    paper = "https://pytorch.org/docs/stable/generated/torch.optim.RMSprop.html"
+    slots = ("square",)
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        (square,) = slots
+        square *= np.float32(0.99)
+        square += np.float32(0.01) * (g * g)
+        g *= np.float32(lr)
+        g /= np.sqrt(square) + np.float32(1e-8)
+        w -= g
+
+
+class Lion(ChunkRule):
+    r""":math:`w \leftarrow w - \eta \, \mathrm{sign}(0.9 m + 0.1 g);
+    m \leftarrow 0.99 m + 0.01 g`.
+    """
+
+    name = "lion"
+    paper = "https://arxiv.org/abs/2302.06675"
+    slots = ("mean",)
+
+    def chunk(
+        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
+    ) -> None:
+        (mean,) = slots
+        step = np.sign(np.float32(0.9) * mean + np.float32(0.1) * g)
+        step *= np.float32(lr)
+        w -= step
+        mean *= np.float32(0.99)
+        g *= np.float32(0.01)
+        mean += g
+
+
+class AdaLomo(Rule):
+    r"""Squares kept as a mean of each row r and column c, and the update scaled to the weight:
+
+    .. math::
+        u = g / \sqrt{r c^T / \bar r}, \quad
+        w \leftarrow w - \eta \, \frac{u}{\max(1, \mathrm{rms}(u))} \max(10^{-3}, \mathrm{rms}(w))
+
+    with :math:`r \leftarrow 0.85 r + 0.15 \, \overline{g^2}`, and c likewise; vectors keep all
+    their squares.
+    """
+
+    name = "adalomo"
+    paper = "https://arxiv.org/abs/2310.10195"
+    _BETA = 0.85
+
+    def lengths(self, parameter: Parameter) -> Mapping[str, int]:
+        shape = matrix_shape(parameter)
+        return {"squares": parameter.size if shape is None else sum(shape)}
+
+    def update(
+        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
+    ) -> None:
+        squares = state.of("squares", parameter.name)
+        shape = matrix_shape(parameter)
+        scale = max(1e-3, _rms(w))
+        if shape is None:
+            self._follow(squares, g * g)
+            g /= np.sqrt(squares)
+        else:
+            rows, columns = squares[: shape[0]], squares[shape[0] :]
+            matrix = g.reshape(shape)
+            row_means = np.einsum("rc,rc->r", matrix, matrix) / np.float32(shape[1])
+            column_means = np.einsum("rc,rc->c", matrix, matrix) / np.float32(shape[0])
+            self._follow(rows, row_means)
+            self._follow(columns, column_means)
+            matrix /= np.sqrt(rows / rows.mean())[:, None]
+            matrix /= np.sqrt(columns)
+        g *= np.float32(lr * scale / max(1.0, _rms(g)))
+        w -= g
+
+    def _follow(self, squares: np.ndarray, new: np.ndarray) -> None:
+        squares *= np.float32(self._BETA)
+        squares += np.float32(1 - self._BETA) * new
+        np.maximum(squares, np.float32(1e-30), out=squares)
+
+
+def square_sum(array: np.ndarray) -> float:
+    """Returns the sum of the squares of a flat array."""
+    parts = (array[start : start + _CHUNK] for start in range(0, array.size, _CHUNK))
+    return sum(float(np.dot(part, part)) for part in parts)
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(square_sum(array) / array.size))
+
+
+def power(base: float, exponent: int) -> float:
+    """Returns ``base ** exponent`` by repeated multiplication: the same bits everywhere."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+RULES: Mapping[str, type[Rule]] = {
+    rule.name: rule for rule in (Sgd, Momentum, AdamW, Adagrad, RmsProp, Lion, AdaLomo)
+}

@@ -1,0 +1,199 @@
+"""Methods that follow true gradients, in place: one layer's gradient at a time is in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.first_order import rules
+from edgezo_runtime.first_order.state import State
+from edgezo_runtime.journal import SKIPPED, Record
+from edgezo_runtime.methods.base import Estimate, Method, check_float32
+
+
+class Loss(Protocol):
+    """What these methods ask of a batch; see `edgezo_runtime.first_order.loss.BatchLoss`."""
+
+    def __call__(self) -> float: ...
+
+    def descend(
+        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: bool = False
+    ) -> float: ...
+
+
+class FirstOrder(Method):
+    r"""An update rule that is applied to each weight as soon as its gradient is whole.
+
+    Weight decay :math:`\lambda` is decoupled, :math:`w \leftarrow w (1 - \eta \lambda)` before the
+    update, and for matrices only. A run cannot be replayed from its journal, whose records hold the
+    gradient's norm alone: it goes on from its newest snapshot.
+
+    Args:
+        arena: the trained weights.
+        seed: names all random choices of the run.
+        weight_decay: times the learning rate.
+
+    Raises:
+        InputError: a setting is out of range, or the weights are 16-bit floats.
+
+    Attributes:
+        changed: whether the last step changed weights.
+    """
+
+    rule: ClassVar[type[rules.Rule]]
+    #: Whether products are kept between the passes: faster, where the state is larger than they.
+    keeps: ClassVar[bool] = True
+    #: Whether the state lies on disk.
+    on_disk: ClassVar[bool] = False
+
+    def __init__(self, arena: Arena, seed: int, weight_decay: float = 0.0) -> None:
+        super().__init__(arena, seed)
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
+        check_float32(arena)
+        self.weight_decay = weight_decay
+        self.changed = False
+        self._rule = self.rule()
+        self._parameters = {p.name: p for p in arena.parameters}
+        held = [self._rule.lengths(p) for p in arena.parameters]
+        slots = dict.fromkeys(slot for lengths in held for slot in lengths)
+        sizes = {slot: [lengths.get(slot, 0) for lengths in held] for slot in slots}
+        self._state = State(arena.parameters, sizes, self.on_disk)
+
+    @property
+    def forwards(self) -> int:
+        return 1
+
+    @property
+    def scalars(self) -> int:
+        return 1
+
+    @property
+    def state(self) -> Mapping[str, np.ndarray]:
+        """The arrays that steps change besides the weights; snapshots hold them."""
+        return self._state.arrays
+
+    def settings(self) -> dict[str, Any]:
+        return {"weight_decay": self.weight_decay}
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """Returns the weights that step `number` changes."""
+        return tuple(self._parameters)
+
+    def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        """Goes down the gradient; `loss` is a `Loss`.
+
+        Raises:
+            EdgezoError: a gradient is not finite, though the loss is.
+        """
+        return self.descend(number, as_loss(loss), lr, 1.0)
+
+    def descend(self, number: int, loss: Loss, lr: np.float32, scale: float) -> Estimate:
+        """Takes the step with the gradients times `scale`."""
+        self.changed = False
+        total = 0.0
+
+        def take(name: str, gradient: np.ndarray) -> None:
+            nonlocal total
+            flat = gradient.reshape(-1)
+            squares = rules.square_sum(flat)
+            if not math.isfinite(squares):
+                raise EdgezoError(
+                    f"the gradient of {name} is not finite: start again with a lower --lr"
+                )
+            total += squares
+            self.changed = True
+            self._update(name, flat, float(lr), scale)
+
+        value = loss.descend(self.names(number), take, self.keeps)
+        self._state.idle()
+        if not math.isfinite(value):
+            return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
+        return Estimate(value, Record((np.float32(math.sqrt(total)),), lr))
+
+    def _update(self, name: str, gradient: np.ndarray, lr: float, scale: float) -> None:
+        parameter, weights = self._parameters[name], self.arena.views[name].reshape(-1)
+        if scale != 1:
+            gradient *= np.float32(scale)
+        if self.weight_decay and len(parameter.shape) > 1:
+            weights *= np.float32(1 - lr * self.weight_decay)
+        self._rule.update(parameter, weights, gradient, lr, self._state)
+
+    def replay(self, number: int, record: Record) -> None:
+        raise EdgezoError(f"a run of {self.name} cannot be replayed from its journal")
+
+
+def as_loss(loss: Callable[[], float]) -> Loss:
+    """Returns `loss`, which must have gradients."""
+    if not hasattr(loss, "descend"):
+        raise EdgezoError("this method needs gradients: give it a BatchLoss")
+    return loss  # type: ignore[return-value]
+
+
+class IpSgd(FirstOrder):
+    """SGD in place: no state, and nothing kept between the passes but one value per stage."""
+
+    name = "ip-sgd"
+    paper = rules.Sgd.paper
+    rule = rules.Sgd
+    keeps = False
+
+
+class Lomo(FirstOrder):
+    """SGD in place with the gradient's norm limited to 1, which takes a second pass.
+
+    References:
+        Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources",
+        2023.
+    """
+
+    name = "lomo"
+    paper = "https://arxiv.org/abs/2306.09782"
+    rule = rules.Sgd
+    keeps = False
+
+    @property
+    def forwards(self) -> int:
+        return 2
+
+    def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        total = 0.0
+
+        def measure(name: str, gradient: np.ndarray) -> None:
+            nonlocal total
+            total += rules.square_sum(gradient.reshape(-1))
+
+        given = as_loss(loss)
+        self.changed = False
+        value = given.descend(self.names(number), measure, self.keeps)
+        if not (math.isfinite(total) and math.isfinite(value)):
+            return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
+        return self.descend(number, given, lr, 1 / max(1.0, math.sqrt(total)))
+
+
+class AdaLomo(FirstOrder):
+    """LOMO with factored second moments; see `rules.AdaLomo`."""
+
+    name = "adalomo"
+    paper = rules.AdaLomo.paper
+    rule = rules.AdaLomo
+    keeps = False
+
+
+def _of(kind: type[rules.Rule]) -> type[FirstOrder]:
+    """Returns the method that applies a rule to all weights in each step."""
+    fields = {"name": kind.name, "paper": kind.paper, "rule": kind, "__doc__": kind.__doc__}
+    return type(kind.__name__, (FirstOrder,), fields)
+
+
+FIRST_ORDER: tuple[type[FirstOrder], ...] = (
+    IpSgd,
+    Lomo,
+    AdaLomo,
+    *map(_of, (rules.Momentum, rules.AdamW, rules.Adagrad, rules.RmsProp, rules.Lion)),
+)

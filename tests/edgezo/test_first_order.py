@@ -1,0 +1,291 @@
+"""True gradients and the methods that use them, on a tiny Llama."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgezo_runs import called, refused, result_of
+
+from edgezo_export.adapters.base import adapt
+from edgezo_export.gradients.bundle import add_to_bundle
+from edgezo_export.gradients.reverse import gradient_graph
+from edgezo_export.shipped_graphs import shipped_folder
+from edgezo_export.signature import read_signature
+from edgezo_runtime.batch import Batch, CandidateLoss, Objective, OptionLoss, TokenLoss
+from edgezo_runtime.bundle import Manifest, Parameter, open_bundle
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order import rules, stages
+from edgezo_runtime.first_order.graph import Graph
+from edgezo_runtime.first_order.groups import layer_groups
+from edgezo_runtime.first_order.loss import BatchLoss
+from edgezo_runtime.first_order.session import GradientSession
+from edgezo_runtime.first_order.state import State
+from edgezo_runtime.journal import read
+from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.methods.first_order import FIRST_ORDER
+from edgezo_runtime.methods.hift import HIFT, Hift
+from edgezo_runtime.model import Weights, load
+from edgezo_runtime.select import select
+
+torch = pytest.importorskip("torch")
+
+OBJECTIVES: dict[str, Objective] = {
+    "candidates": CandidateLoss(np.array([0, 1, 1, 0])),
+    "options": OptionLoss(np.array([0, 1, 2, 3]), np.array([1, 0]), 2),
+    "tokens": TokenLoss(2),
+}
+
+
+def batch_of(objective: Objective) -> Batch:
+    ids = np.random.default_rng(0).integers(3, 512, (2, 9))
+    mask = np.array([[1] * 9, [1] * 6 + [0] * 3])
+    positions = np.array([3, 8, 12, 14])
+    return Batch(ids, mask, positions, np.array([7, 9, 7, 30]), np.array([7, 9]), objective)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with its gradient graph."""
+    out = tmp_path_factory.mktemp("gradients") / "tiny.edgezo"
+    add_to_bundle(open_bundle(tiny_bundle), out)
+    return out
+
+
+def torch_gradients(folder: Path, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+    """Returns loss and gradients as transformers and torch compute them."""
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
+    logits = model(input_ids=ids, attention_mask=mask).logits.reshape(-1, 512)[batch.positions]
+    chosen = logits.log_softmax(1)[torch.arange(4), torch.from_numpy(batch.targets)]
+    if isinstance(batch.objective, CandidateLoss):
+        labels = torch.from_numpy(batch.objective.labels)
+        loss = cross_entropy(logits[:, torch.from_numpy(batch.candidates)], labels)
+    elif isinstance(batch.objective, OptionLoss):
+        loss = cross_entropy(chosen.reshape(2, 2), torch.from_numpy(batch.objective.labels))
+    else:
+        loss = -chosen.mean()
+    loss.backward()
+    return loss.item(), {n: np.asarray(p.grad) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_objective_has_torchs_gradients(bundle: Path, name: str) -> None:
+    batch = batch_of(OBJECTIVES[name])
+    loss, expected = torch_gradients(bundle, batch)
+    weights = Weights(open_bundle(bundle))
+    weights.load()
+    for keep in (False, True):
+        session = GradientSession(weights.bundle, weights.arrays(), 1, keep)
+        found = {}
+        assert session.run(batch, list(expected), found.__setitem__) == pytest.approx(
+            loss, rel=1e-5
+        )
+        for key, gradient in expected.items():
+            error = np.linalg.norm(found[key] - gradient)
+            assert error <= 2e-5 * np.linalg.norm(gradient), (key, keep)
+
+
+@pytest.mark.parametrize("tune", ["norm", "model.layers.1.*", "model.layers.0.mlp.*", "*q_proj*"])
+def test_a_choice_of_weights_costs_no_other_gradient(bundle: Path, tune: str) -> None:
+    batch = batch_of(OBJECTIVES["tokens"])
+    weights = Weights(open_bundle(bundle))
+    weights.load()
+    session = GradientSession(weights.bundle, weights.arrays(), 1)
+    everything = [p.name for p in weights.bundle.manifest.parameters]
+    chosen = [p.name for p in select(weights.bundle.manifest.parameters, tune)]
+    whole = session.gradients(batch, everything)
+    part = session.gradients(batch, chosen)
+    assert part.keys() == set(chosen)
+    for name in chosen:
+        np.testing.assert_allclose(part[name], whole[name], rtol=1e-4, atol=1e-6)
+    sizes = [sum(len(p.model) for p in plan.backward) for plan in session._plans.values()]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_equal_layers_share_one_session() -> None:
+    """However deep a model is, its first layer, its last and one between are all that is loaded."""
+    bundle = shipped_folder("opt-125m")
+    signature = read_signature(bundle / "graph.onnx")
+    manifest = Manifest(signature.parameters, signature.inputs, signature.outputs, 2048)
+    graph = Graph(gradient_graph((bundle / "graph.onnx").read_bytes(), manifest))
+    names = [p.name for p in signature.parameters]
+    plan = stages.plan(graph, ["logprobs", "candidate_logits"], set(names), names, False)
+    assert len(plan.forward) == len(plan.backward) == 2 * 12 + 3
+    assert len({piece.model for piece in (*plan.forward, *plan.backward)}) <= 16
+
+
+def test_lora_has_the_gradients_of_what_it_adds(bundle: Path) -> None:
+    """With w' = w + s B A, the chain rule gives dA = s B^T dw' and dB = s dw' A^T."""
+    batch = batch_of(OBJECTIVES["tokens"])
+    base = open_bundle(bundle)
+    adapted = adapt(base, {"kind": "lora", "rank": 4, "alpha": 8})
+    weights = Weights(adapted)
+    weights.load()
+    generator = np.random.default_rng(1)
+    for view in weights.arena.views.values():
+        view[...] = generator.standard_normal(view.shape) * 0.1
+    names = list(weights.arena.views)
+    arrays = weights.arrays()
+    found = GradientSession(adapted, arrays, 1).gradients(batch, names)
+    merged = {p.name: np.array(arrays[p.name]) for p in base.manifest.parameters}
+    pairs = {n: n.replace("lora_A", "lora_B") for n in names if "lora_A" in n}
+    targets = {a: next(k for k in merged if k.endswith(".weight") and k[:-7] in a) for a in pairs}
+    for a, b in pairs.items():
+        merged[targets[a]] += 2 * arrays[b] @ arrays[a]
+    whole = GradientSession(base, merged, 1).gradients(batch, list(targets.values()))
+    assert pairs
+    for a, b in pairs.items():
+        slope = whole[targets[a]]
+        np.testing.assert_allclose(found[a], 2 * arrays[b].T @ slope, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found[b], 2 * slope @ arrays[a].T, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m.name for m in (*FIRST_ORDER, *HIFT)])
+def test_each_method_learns(bundle: Path, method: str) -> None:
+    model = load(bundle, threads=1)
+    made = make(method, model.arena, 0, {"weight_decay": 0.01})
+    assert made.settings()["weight_decay"] == 0.01
+    loss = BatchLoss(model, batch_of(OBJECTIVES["tokens"]))
+    rate = {"ip-sgd": 0.05, "hift-sgd": 0.05, "sgd": 0.01, "lomo": 0.1, "hift-adalomo": 0.05}
+    lr = np.float32(rate.get(method, 5e-3))
+    before = loss()
+    estimates = [made.step(number, loss, lr) for number in range(1, 13)]
+    assert estimates[0].loss == pytest.approx(before, rel=1e-5)
+    assert loss() < 0.8 * before
+    assert not any(estimate.record.skipped for estimate in estimates)
+
+
+def test_hift_changes_one_group_a_step(bundle: Path) -> None:
+    model = load(bundle, threads=1)
+    made = make("hift-adamw", model.arena, 0, {})
+    loss = BatchLoss(model, batch_of(OBJECTIVES["tokens"]))
+    groups = layer_groups(model.arena.parameters)
+    assert sorted(itertools.chain(*groups)) == sorted(model.arena.views)
+    assert [len(group) for group in groups] == [1, 9, 9, 1]
+    for number in range(1, 6):
+        before = {name: view.copy() for name, view in model.arena.views.items()}
+        made.step(number, loss, np.float32(1e-3 * number))
+        changed = [n for n, old in before.items() if not np.array_equal(old, model.arena.views[n])]
+        assert changed == list(groups[(number - 1) % 4])
+    down = make("hift-adamw", model.arena, 0, {"order": "top-down", "layers": 2})
+    assert isinstance(down, Hift)
+    assert down.names(1) == (*groups[2], *groups[3])
+
+
+def test_hifts_rate_waits_for_the_next_cycle(bundle: Path) -> None:
+    model = load(bundle, threads=1)
+    made = make("hift-lion", model.arena, 0, {})
+    loss = BatchLoss(model, batch_of(OBJECTIVES["tokens"]))
+    for number, expected in ((1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5), (5, 0.25)):
+        rate = np.float32(0.5 if number == 1 else 0.25)
+        before = {name: view.copy() for name, view in model.arena.views.items()}
+        made.step(number, loss, rate)
+        moved = max(np.abs(model.arena.views[n] - old).max() for n, old in before.items())
+        assert moved == pytest.approx(expected, rel=1e-5)
+
+
+TORCH: dict[type[rules.Rule], Callable[[Any], Any]] = {
+    rules.Sgd: lambda ws: torch.optim.SGD(ws, lr=0.1),
+    rules.Momentum: lambda ws: torch.optim.SGD(ws, lr=0.1, momentum=0.9),
+    rules.AdamW: lambda ws: torch.optim.AdamW(ws, lr=0.1, weight_decay=0),
+    rules.Adagrad: lambda ws: torch.optim.Adagrad(ws, lr=0.1),
+    rules.RmsProp: lambda ws: torch.optim.RMSprop(ws, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("kind", TORCH)
+def test_rules_are_torchs_optimizers(kind: type[rules.Rule], disk: bool) -> None:
+    generator = np.random.default_rng(0)
+    parameter = Parameter("w", (300, 301), "float32", "linear")
+    weights = generator.standard_normal(parameter.shape).astype(np.float32)
+    theirs = torch.tensor(weights.copy(), requires_grad=True)
+    optimizer = TORCH[kind]([theirs])
+    rule = kind()
+    state = State([parameter], {k: [n] for k, n in rule.lengths(parameter).items()}, disk)
+    for _ in range(5):
+        gradient = generator.standard_normal(parameter.shape).astype(np.float32)
+        theirs.grad = torch.tensor(gradient)
+        optimizer.step()
+        rule.update(parameter, weights.reshape(-1), gradient.reshape(-1), 0.1, state)
+        state.idle()
+    np.testing.assert_allclose(weights, theirs.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+def train(bundle: Path, data: Path, out: Path, *flags: object) -> None:
+    files = ("--data", data / "train.jsonl", "--out", out, "--steps", 12, "--batch-size", 4)
+    done = called("train", bundle, *files, "--lr", 1e-3, "--threads", 1, *flags)
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("method", ["adamw", "hift-adamw"])
+def test_a_broken_run_goes_on_to_the_same_bytes(
+    bundle: Path, data: Path, tmp_path: Path, method: str
+) -> None:
+    whole = tmp_path / "whole"
+    flags = ("--method", method, "--snapshot-every", 5)
+    train(bundle, data, whole, *flags)
+    header = read(whole / "journal.ezj").header
+    assert header["replay"] is False
+    for kept in (2, 1, 0):  # snapshots that are left: of steps 5 and 10, of 5, none
+        broken = tmp_path / f"broken{kept}"
+        shutil.copytree(whole, broken)
+        (broken / "model.safetensors").unlink()
+        notes = sorted((broken / "snapshots").glob("step-*.json"))
+        assert len(notes) == 2
+        for note in notes[kept:]:
+            note.unlink()
+        done = called("resume", broken)
+        assert done.status == 0, done.err
+        assert result_of(broken) == result_of(whole)
+
+
+def test_a_damaged_state_is_not_used(bundle: Path, data: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(bundle, data, whole, "--method", "sgd", "--snapshot-every", 6)
+    shutil.copytree(whole, broken)
+    (state,) = (broken / "snapshots").glob("state-*.safetensors")
+    damaged = bytearray(state.read_bytes())
+    damaged[-3] ^= 1
+    state.write_bytes(damaged)
+    assert called("resume", broken).status == 0
+    assert result_of(broken) == result_of(whole)
+
+
+def test_what_is_refused(bundle: Path, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    train(bundle, data, tmp_path / "run", "--method", "ip-sgd")
+    replay = called("replay", tmp_path / "run", "--base", bundle, "--out", tmp_path / "out")
+    refused(replay, 2, "true gradients (ip-sgd)", "model.safetensors")
+    files = ("--data", data / "train.jsonl", "--out", tmp_path / "none")
+    lacking = called("train", tiny_bundle, *files, "--method", "adamw")
+    refused(lacking, 2, "has no gradient graph", f"edgezo export {tiny_bundle} --gradients --out")
+    batch = batch_of(OBJECTIVES["tokens"])
+    with pytest.raises(InputError, match="no gradient by 'nothing'"):
+        load(bundle, threads=1).descend(batch, ["nothing"], lambda n, g: None, False)
+
+
+def test_the_command_adds_the_graph(tiny_bundle: Path, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "added.edgezo"
+    done = called("export", tiny_bundle, "--gradients", "--out", out)
+    assert done.status == 0, done.err
+    assert (out / "grad.onnx").read_bytes() == (bundle / "grad.onnx").read_bytes()
+    adapted = tmp_path / "lora.edgezo"
+    done = called("export", tiny_bundle, "--tune", "lora", "--gradients", "--out", adapted)
+    assert done.status == 0, done.err
+    later = adapt(open_bundle(bundle), {"kind": "lora"})
+    assert (adapted / "grad.onnx").read_bytes() == later.read_gradients()
+
+
+def test_every_method_is_listed() -> None:
+    wanted = {"ip-sgd", "sgd", "adamw", "adagrad", "rmsprop", "lion", "lomo", "adalomo"}
+    assert wanted <= METHODS.keys()
+    assert {"hift-adamw", "hift-lion"} <= METHODS.keys()
