@@ -46,6 +46,10 @@ class Settings:
         eps: perturbation scale; None: the method's default.
         weight_decay: decoupled, for matrices.
         samples: directions per step, for methods that have several; None: the method's default.
+        zo_weight: share of the zeroth-order estimate in Addax; None: the method's default.
+        zo_batch_size: rows a step of that estimate; None: `batch_size`.
+        length_limit: of Addax, the longest rows that true gradients are taken of, in tokens; None:
+            the median.
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
         snapshot_every: steps between snapshots; 0: none.
@@ -73,6 +77,9 @@ class Settings:
     eps: float | None = None
     weight_decay: float = 0.0
     samples: int | None = None
+    zo_weight: float | None = None
+    zo_batch_size: int | None = None
+    length_limit: int | None = None
     seed: int = 0
     eval_every: int = 0
     snapshot_every: int = 0
@@ -82,6 +89,8 @@ class Settings:
         for name, lowest in (
             ("steps", 1),
             ("batch_size", 1),
+            ("zo_batch_size", 1),
+            ("length_limit", 1),
             ("eval_every", 0),
             ("snapshot_every", 0),
             ("threads", 1),

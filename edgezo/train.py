@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
+from edgezo.data.mixed import MixedPlan
 from edgezo.evaluate import Metrics, evaluate
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import ADAPTER_SETTINGS, Settings
@@ -19,8 +22,14 @@ from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo.tasks.labels import parse_label_words
 from edgezo.tuner import Tuner
 from edgezo_runtime import journal
+from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods.addax import Addax, AddaxWa
 from edgezo_runtime.model import Model, load
+
+#: Methods that take two batches a step.
+_MIXED = (Addax.name, AddaxWa.name)
+_FIXED_SETTINGS = ("eps", "weight_decay", "zo_weight")
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ def train(
         seed=settings.seed,
         weight_decay=settings.weight_decay,
         samples=settings.samples,
+        zo_weight=settings.zo_weight,
         schedule=settings.schedule,
         steps=settings.steps,
         run=settings.out,
@@ -140,7 +150,7 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
         "method": header["method"],
         "seed": header["seed"],
         **header["lr"],
-        **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
+        **{n: header["settings"][n] for n in _FIXED_SETTINGS if n in header["settings"]},
         **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():
@@ -161,11 +171,10 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     held_out: Sequence[BaseExample] = ()
     if settings.eval_data:
         held_out = task.encode_rows(read_data(settings.eval_data, model))
-    notes = {
-        "task": task.settings(),
-        "data": rows.sha256,
-        "order": {"version": 1, "batch_size": settings.batch_size},
-    }
+    order: dict[str, Any] = {"version": 1, "batch_size": settings.batch_size}
+    if settings.method in _MIXED:
+        order |= {name: getattr(settings, name) for name in ("zo_batch_size", "length_limit")}
+    notes = {"task": task.settings(), "data": rows.sha256, "order": order}
     return TrainingData(task, train_examples, held_out, notes)
 
 
@@ -176,10 +185,37 @@ def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:
     return parse_label_words(",".join(given))
 
 
+def _batches(
+    data: TrainingData, settings: Settings
+) -> Callable[[int], tuple[BaseBatch, BaseBatch | None]]:
+    """Returns what makes the batch of a step, and the one of true gradients if it is another."""
+    lengths = [example.length for example in data.train]
+
+    def collate(indices: np.ndarray) -> BaseBatch:
+        return data.task.collate([data.train[i] for i in indices])
+
+    if settings.method not in _MIXED:
+        for name in ("zo_batch_size", "length_limit"):
+            if getattr(settings, name) is not None:
+                raise InputError(f"{name} is a setting of {_MIXED[0]}, not of {settings.method}")
+        plan = BatchPlan(lengths, settings.batch_size, settings.seed)
+        return lambda step: (collate(plan.indices(step)), None)
+    size = settings.batch_size
+    assign = settings.method == Addax.name
+    estimated = settings.zo_batch_size or size
+    mixed = MixedPlan(lengths, size, estimated, settings.seed, assign, settings.length_limit)
+
+    def both(step: int) -> tuple[BaseBatch, BaseBatch]:
+        estimate, exact = mixed.indices(step)
+        return collate(estimate), collate(exact)
+
+    return both
+
+
 def _loop(
     tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
 ) -> Result:
-    plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
+    batches = _batches(data, settings)
     metrics: Metrics | None = None
     skipped = tuner.skipped
     started = time.perf_counter()
@@ -201,8 +237,8 @@ def _loop(
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:
             before = time.perf_counter()
-            indices = plan.indices(tuner.step_index + 1)
-            step = tuner.step(data.task.collate([data.train[i] for i in indices]))
+            batch, exact = batches(tuner.step_index + 1)
+            step = tuner.step(batch, exact=exact)
             seconds = time.perf_counter() - before
             skipped += step.skipped
             metrics_file.write(

@@ -61,6 +61,7 @@ class Tuner:
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
         samples: directions per step, for methods that have several; None: the method's default.
+        zo_weight: share of the zeroth-order estimate in Addax; None: the method's default.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``; the last two need `steps`.
         steps: the run's length.
         run: keep the journal in this folder from the first step on, so that a crash loses nothing;
@@ -91,6 +92,7 @@ class Tuner:
         seed: int = 0,
         weight_decay: float = 0.0,
         samples: int | None = None,
+        zo_weight: float | None = None,
         schedule: str = "constant",
         steps: int | None = None,
         run: Path | str | None = None,
@@ -108,6 +110,7 @@ class Tuner:
         self.model = model
         self._lr, self._schedule, self._steps = lr, schedule, steps
         options: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
+        options["zo_weight"] = zo_weight
         options = {name: value for name, value in options.items() if value is not None}
         made = make(method, model.arena, seed, options)
         if isinstance(made, FirstOrder):
@@ -187,7 +190,9 @@ class Tuner:
         """The journal's header."""
         return self._tuning.journal.header
 
-    def step(self, batch: BaseBatch, lr: float | None = None) -> Step:
+    def step(
+        self, batch: BaseBatch, lr: float | None = None, exact: BaseBatch | None = None
+    ) -> Step:
         """Takes one step on `batch` and returns what it found.
 
         A step that raises leaves no trace. Between steps the run may be stopped, the model
@@ -196,6 +201,7 @@ class Tuner:
         Args:
             batch: from `edgezo.batches`, or made by hand.
             lr: overrides the schedule for this step; it is recorded like any other.
+            exact: of Addax: the batch whose true gradients are mixed with the estimate on `batch`.
 
         Raises:
             InputError: `lr` is out of range.
@@ -207,7 +213,7 @@ class Tuner:
         else:
             _check_rate(lr)
             rate = np.float32(lr)
-        estimate = self._tuning.step(BatchLoss(self.model, batch), rate)
+        estimate = self._tuning.step(BatchLoss(self.model, batch, exact), rate)
         record = estimate.record
         slope = float(record.scalars[0])
         if len(record.scalars) > 1:

@@ -169,13 +169,23 @@ def _entry(parameter: Parameter) -> TensorEntry:
     return TensorEntry(parameter.name, dtype, parameter.shape, 0, size)
 
 
-def open_session(model: bytes, threads: int, constants: Mapping[str, Any] | None = None) -> Any:
-    """Returns the InferenceSession of the ONNX file `model`, whose constants may lie in memory."""
+def open_session(
+    model: bytes, threads: int, constants: Mapping[str, Any] | None = None, arena: bool = True
+) -> Any:
+    """Returns the InferenceSession of an ONNX file.
+
+    Args:
+        model: the bytes of the file.
+        threads: intra-op threads.
+        constants: values that lie in memory, by name.
+        arena: whether the session keeps what memory it once needed, for its next run.
+    """
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena
     # Idle workers would spin on the cores that the sweep needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if constants:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from edgezo_runs import called, refused, result_of
 
+from edgezo.data.mixed import MixedPlan
 from edgezo_export.adapters.base import adapt
 from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_export.gradients.reverse import gradient_graph
 from edgezo_export.shipped_graphs import shipped_folder
 from edgezo_export.signature import read_signature
+from edgezo_runtime.arena import Term
 from edgezo_runtime.batch import Batch, CandidateLoss, Objective, OptionLoss, TokenLoss
 from edgezo_runtime.bundle import Manifest, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
@@ -31,6 +33,7 @@ from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.methods.first_order import FIRST_ORDER
 from edgezo_runtime.methods.hift import HIFT, Hift
 from edgezo_runtime.model import Weights, load
+from edgezo_runtime.noise import Direction
 from edgezo_runtime.select import select
 
 torch = pytest.importorskip("torch")
@@ -227,7 +230,7 @@ def train(bundle: Path, data: Path, out: Path, *flags: object) -> None:
     assert done.status == 0, done.err
 
 
-@pytest.mark.parametrize("method", ["adamw", "hift-adamw"])
+@pytest.mark.parametrize("method", ["adamw", "hift-adamw", "addax"])
 def test_a_broken_run_goes_on_to_the_same_bytes(
     bundle: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
@@ -283,6 +286,56 @@ def test_the_command_adds_the_graph(tiny_bundle: Path, bundle: Path, tmp_path: P
     assert done.status == 0, done.err
     later = adapt(open_bundle(bundle), {"kind": "lora"})
     assert (adapted / "grad.onnx").read_bytes() == later.read_gradients()
+
+
+def test_addax_mixes_the_estimate_on_one_batch_with_the_gradient_on_another(bundle: Path) -> None:
+    long, short = batch_of(OBJECTIVES["tokens"]), batch_of(OBJECTIVES["candidates"])
+    lr, moved = np.float32(0.02), {}
+    for weight in (0.0, 0.25, 1.0):
+        model = load(bundle, threads=1)
+        start = {name: view.copy() for name, view in model.arena.views.items()}
+        made = make("addax", model.arena, 3, {"zo_weight": weight, "eps": 2e-3})
+        estimate = made.step(5, BatchLoss(model, long, short), lr)
+        moved[weight] = {n: view - start[n] for n, view in model.arena.views.items()}
+    exact = GradientSession(open_bundle(bundle), start, 1).gradients(short, list(start))
+    direction = load(bundle, threads=1).arena
+    before = {name: view.copy() for name, view in direction.views.items()}
+    direction.add(Term(Direction(3, 5), np.float32(1)))
+    slope = float(estimate.record.scalars[0])
+    higher = {name: view.copy() for name, view in direction.views.items()}
+    for name, old in before.items():
+        z = higher[name] - old
+        np.testing.assert_allclose(moved[0.0][name], -lr * exact[name], atol=2e-6)
+        np.testing.assert_allclose(moved[1.0][name], -lr * slope * z, atol=2e-6, rtol=1e-4)
+        both = -lr * (0.25 * slope * z + 0.75 * exact[name])
+        np.testing.assert_allclose(moved[0.25][name], both, atol=2e-6, rtol=1e-4)
+    # The slope is that of the long batch, along z.
+    expected = sum(
+        float((gradient * (higher[name] - before[name])).sum())
+        for name, gradient in GradientSession(open_bundle(bundle), start, 1)
+        .gradients(long, list(start))
+        .items()
+    )
+    assert slope == pytest.approx(expected, rel=0.02)
+
+
+def test_addax_assigns_rows_by_length() -> None:
+    lengths = np.array([3, 9, 4, 8, 5, 7, 30, 31, 2])
+    plan = MixedPlan(lengths, 2, 3, 0, assign=True, limit=8)
+    long, short = set(), set()
+    for step in range(1, 10):
+        estimated, exact = plan.indices(step)
+        assert (len(estimated), len(exact)) == (3, 2)
+        long.update(estimated.tolist())
+        short.update(exact.tolist())
+    assert long == set(np.nonzero(lengths > 8)[0].tolist())
+    assert short == set(np.nonzero(lengths <= 8)[0].tolist())
+    both = MixedPlan(lengths, 4, 4, 0, assign=False)
+    pairs = [both.indices(step) for step in range(1, 10)]
+    assert any(set(a.tolist()) != set(b.tolist()) for a, b in pairs)
+    assert {int(i) for a, b in pairs for i in (*a, *b)} == set(range(9))
+    with pytest.raises(InputError, match=r"no row is longer than 31 tokens.*addax-wa"):
+        MixedPlan(lengths, 2, 2, 0, assign=True, limit=31)
 
 
 def test_every_method_is_listed() -> None:

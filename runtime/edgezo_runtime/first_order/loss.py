@@ -12,18 +12,25 @@ from edgezo_runtime.model import Model
 
 
 class BatchLoss:
-    """The mean loss of one batch at the model's present weights."""
+    """The mean loss of one batch at the model's present weights.
 
-    def __init__(self, model: Model, batch: BaseBatch) -> None:
+    Args:
+        model: is asked.
+        batch: its loss is wanted.
+        exact: its gradients are; None: those of `batch`.
+    """
+
+    def __init__(self, model: Model, batch: BaseBatch, exact: BaseBatch | None = None) -> None:
         self._model, self._batch = model, batch
+        self._exact = batch if exact is None else exact
 
     def __call__(self) -> float:
         """Returns the loss, in nats."""
         return self._model.loss(self._batch)
 
     def descend(self, names: Sequence[str], take: Taker, keep: bool = False) -> float:
-        """Gives `take` the gradient by each of the weights `names`, and returns the loss."""
-        return self._model.descend(self._batch, names, take, keep)
+        """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
+        return self._model.descend(self._exact, names, take, keep)
 
     def gradients(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the gradients by the weights `names`, all at once."""

@@ -16,6 +16,7 @@ from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.first_order.state import State, matrix_shape
 
 _CHUNK = 1 << 16  # elements; a chunk of weights, gradient and state stays in the cache
+_BURST = 1 << 22  # elements after which a state on disk leaves the memory
 
 
 class Rule(abc.ABC):
@@ -75,6 +76,8 @@ class ChunkRule(Rule):
         for start in range(0, w.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             self.chunk(w[part], g[part], [slot[part] for slot in slots], lr, number)
+            if start % _BURST == 0:
+                state.idle()
 
     @abc.abstractmethod
     def chunk(

@@ -112,7 +112,8 @@ class GradientSession:
         session = self._sessions.get(piece.model)
         if session is None:
             try:
-                session = open_session(piece.model, self._threads)
+                # Many sessions take turns: what one keeps, the others would want.
+                session = open_session(piece.model, self._threads, arena=False)
             except Exception as error:
                 raise InputError(
                     f"ONNX Runtime cannot load the gradient graph of {self._folder}: {error}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods.addax import Addax, AddaxWa
 from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
 from edgezo_runtime.methods.es import EvolutionStrategies as EvolutionStrategies
@@ -15,7 +16,8 @@ from edgezo_runtime.methods.mezo import Mezo as Mezo
 from edgezo_runtime.methods.qzo import Qzo as Qzo
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Mezo, EvolutionStrategies, Qzo, *FIRST_ORDER, *HIFT)
+    method.name: method
+    for method in (Mezo, EvolutionStrategies, Qzo, *FIRST_ORDER, *HIFT, Addax, AddaxWa)
 }
 
 
