@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgezo_runtime.errors import InputError
+
 #: What a graph returns, by name; docs/bundle.md says what text and array graphs have.
 Outputs = Mapping[str, np.ndarray]
 
@@ -59,9 +61,16 @@ class Objective(abc.ABC):
         """Returns the predicted label of each row, (rows,) int64, or None if there is none."""
         return None
 
-    @abc.abstractmethod
     def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
-        """Returns the derivative of `loss` by each float output, in its shape and dtype."""
+        """Returns the derivative of `loss` by each float output, in its shape and dtype.
+
+        Raises:
+            InputError: the loss has no derivative.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no gradient: tune with a method that needs none, such as "
+            "mezo"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from edgezo_runs import called, refused, result_of
 
+from edgezo.callbacks import Callback
 from edgezo.data.mixed import MixedPlan
+from edgezo.settings import Settings
+from edgezo.train import resume
+from edgezo.train import train as run_training
 from edgezo_export.adapters.base import adapt
 from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_export.gradients.reverse import gradient_graph
@@ -250,6 +254,27 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
         done = called("resume", broken)
         assert done.status == 0, done.err
         assert result_of(broken) == result_of(whole)
+
+
+class StopAfter(Callback):
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def should_stop(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+
+def test_a_stop_keeps_all_that_was_done(bundle: Path, data: Path, tmp_path: Path) -> None:
+    files = {"bundle": str(bundle), "data": str(data / "train.jsonl")}
+    given = {**files, "method": "lion", "steps": 8, "batch_size": 4, "lr": 1e-3, "threads": 1}
+    for name, stop in (("whole", None), ("stopped", 5)):
+        settings = Settings.from_dict({**given, "out": str(tmp_path / name)}, "test")
+        result = run_training(settings, StopAfter(stop or 100))
+    assert (result.steps, result.finished) == (5, False)
+    assert (tmp_path / "stopped" / "snapshots" / "state-00000005.safetensors").is_file()
+    assert resume(tmp_path / "stopped").steps == 8
+    assert result_of(tmp_path / "stopped") == result_of(tmp_path / "whole")
 
 
 def test_a_damaged_state_is_not_used(bundle: Path, data: Path, tmp_path: Path) -> None:
