@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,22 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from foreign_files import classifier, save, with_weights
 from tiny_checkpoints import tiny_model
 from tiny_families import tiny_family
 
 from edgezo_export.architectures import architecture_of
+from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_export.gradients.reverse import add_gradients
+from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_export.verify import sample_batch
+from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
+from edgezo_runtime.model import load
 
-CAUSAL = ("opt", "gpt2", "qwen2")
+CAUSAL = ("gpt2", "qwen2")
 MASKED = ("bert",)
 
 
@@ -141,6 +148,48 @@ def test_rules_are_torchs(name: str, shape: str) -> None:
     (ours,) = _run(model, feeds, [gradient_of("w")])
     assert weight.grad is not None
     np.testing.assert_allclose(ours, weight.grad.numpy(), rtol=2e-5, atol=1e-6)
+
+
+MLP = """
+<ir_version: 8, opset_import: ["" : 16]>
+mlp (float[N, 3] x) => (float[N, 4] scores) {
+    hidden = MatMul(x, first)
+    shifted = Add(hidden, bias)
+    bent = Tanh(shifted)
+    mean = ReduceMean<axes=[1]>(bent)
+    centred = Sub(bent, mean)
+    scores = Gemm<transB=1>(centred, second)
+}
+"""
+
+
+def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"first": (3, 8), "bias": (8,), "second": (4, 8)}
+    weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    source = save(with_weights(MLP, weights), tmp_path / "mlp.onnx")
+    onnx_to_bundle(source, tmp_path / "plain.edgezo")
+    add_to_bundle(open_bundle(tmp_path / "plain.edgezo"), tmp_path / "mlp.edgezo")
+    model = load(tmp_path / "mlp.edgezo", threads=1)
+    x, labels = rng.standard_normal((5, 3)).astype(np.float32), np.array([0, 1, 2, 3, 0])
+    found: dict[str, np.ndarray] = {}
+    batch = ArrayBatch({"x": x}, labels, RowLoss(labels, "scores"))
+    loss = model.descend(batch, list(shapes), found.__setitem__, False)
+    tensors = {n: torch.tensor(w, requires_grad=True) for n, w in weights.items()}
+    bent = torch.tanh(torch.from_numpy(x) @ tensors["first"] + tensors["bias"])
+    scores = (bent - bent.mean(1, keepdim=True)) @ tensors["second"].T
+    expected = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(found[name], np.asarray(tensor.grad), rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_rule_in_a_file(tmp_path: Path) -> None:
+    onnx_to_bundle(save(classifier(opset=16), tmp_path / "c.onnx"), tmp_path / "c.edgezo")
+    with pytest.raises(InputError, match="GlobalAveragePool: tune the model with mezo or es"):
+        add_to_bundle(open_bundle(tmp_path / "c.edgezo"), tmp_path / "out.edgezo")
+    assert not (tmp_path / "out.edgezo").exists()
 
 
 def test_a_node_without_a_rule_is_named() -> None:

@@ -78,7 +78,8 @@ def add_gradients(model: ir.Model, weights: Sequence[str]) -> None:
     for value in wanted:
         if value not in active:
             raise InputError(f"no output depends on {value.name!r}: it has no gradient")
-    cuts = narrow_values(nodes, active)
+    # An output's cotangent is an input, and not what the stages above have added up.
+    cuts = [value for value in narrow_values(nodes, active) if not value.is_graph_output()]
     tape = Tape(graph, active)
     seeds = [_seed(value) for value in graph.outputs if value in active]
     for seed, value in zip(seeds, [v for v in graph.outputs if v in active], strict=True):

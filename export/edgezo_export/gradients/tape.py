@@ -223,7 +223,7 @@ def no_gradient(node: ir.Node, what: str = "") -> InputError:
     """Returns the error that says that edgezo cannot differentiate `node`, which is `what`."""
     return InputError(
         f"edgezo has no gradient of node {node.name!r}, {node.op_type}{what}: tune the model with "
-        "mezo or es, which need none, or choose with --tune what comes after it"
+        "mezo or es, which need none"
     )
 
 
