@@ -10,6 +10,7 @@ from edgezo.cli.common import as_json, subcommand
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.methods.first_order import FirstOrder
 
 
 @subcommand("edgezo methods --json")
@@ -23,7 +24,7 @@ def command(as_json: bool) -> None:
             "name": method.name,
             "paper": method.paper,
             "forwards": method.forwards,
-            "state_bytes": 0,
+            "state_bytes": method.state_bytes if isinstance(method, FirstOrder) else 0,
             "defaults": method.settings(),
         }
         for method in methods

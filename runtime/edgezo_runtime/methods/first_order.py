@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.methods.base import Estimate, Method, check_float32
+from edgezo_runtime.methods.base import Estimate, Method
 
 
 class Loss(Protocol):
@@ -55,7 +56,12 @@ class FirstOrder(Method):
         super().__init__(arena, seed)
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
-        check_float32(arena)
+        for parameter in arena.parameters:
+            if parameter.dtype != dtypes.FLOAT32.name:
+                raise InputError(
+                    f"{parameter.name} is {parameter.dtype}, and only float32 weights have "
+                    "gradients: export the model as float32 to tune it"
+                )
         self.weight_decay = weight_decay
         self.changed = False
         self._rule = self.rule()
@@ -77,6 +83,11 @@ class FirstOrder(Method):
     def state(self) -> Mapping[str, np.ndarray]:
         """The arrays that steps change besides the weights; snapshots hold them."""
         return self._state.arrays
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that it keeps between steps besides the weights, in memory or on disk."""
+        return self._state.nbytes
 
     def settings(self) -> dict[str, Any]:
         return {"weight_decay": self.weight_decay}
