@@ -9,11 +9,12 @@ from pathlib import Path
 
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo_runtime import journal as journals
-from edgezo_runtime import peft, safetensors_file
+from edgezo_runtime import peft
 from edgezo_runtime.bundle import WEIGHTS, write_manifest
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
-from edgezo_runtime.model import Weights, default_threads
+from edgezo_runtime.model import Weights
 from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header
 
 
@@ -60,7 +61,7 @@ def replay(
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
     bundle = open_adapted(base, journal.header.get("adapter"), add)
-    weights = Weights(bundle, journal.header["tune"], threads or default_threads())
+    weights = Weights(bundle, journal.header["tune"], open_device("cpu", threads))
     check_header(journal.header, weights)
     begin_as(journal.header, weights, path.parent)
     Tuning(weights, MemoryJournal(journal.header)).catch_up(journal.records[:steps])
@@ -81,12 +82,11 @@ def _write(weights: Weights, folder: Path) -> str:
     """Writes the rebuilt weights with what belongs to them; returns their file's SHA-256."""
     bundle = weights.bundle
     if bundle.manifest.adapter:
-        weights.settle()
-        return peft.write_adapter(folder, bundle, weights.arena.views)
+        return peft.write_adapter(folder, bundle, weights.trained())
     for name in bundle.manifest.files:
         if name != WEIGHTS:
             shutil.copyfile(bundle.folder / name, folder / name)
-    digest = safetensors_file.write(folder / WEIGHTS, weights.tensors())
+    digest = weights.save(folder / WEIGHTS)
     files = dict(bundle.manifest.files) | {WEIGHTS: digest}
     write_manifest(folder, dataclasses.replace(bundle.manifest, files=files))
     return digest

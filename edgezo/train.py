@@ -78,7 +78,7 @@ def train(
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, threads=settings.threads)
     data = prepare(model, settings)
-    resolved = settings.to_dict() | {"threads": model.threads, "tune": model.weights.tune}
+    resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
     resolved["data"] = str(Path(settings.data).resolve())

@@ -110,7 +110,7 @@ class Tuner:
         header = describe(model.weights, made) | {
             "lr": {"lr": lr, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
-            "threads": model.threads,
+            "threads": model.device.threads,
             **(notes or {}),
         }
         adapter = model.bundle.manifest.adapter
@@ -261,7 +261,7 @@ def _own_settings(model: Model) -> dict[str, Any]:
     return {
         "bundle": str(model.bundle.folder.resolve()),
         "tune": model.weights.tune,
-        "threads": model.threads,
+        "threads": model.device.threads,
     }
 
 

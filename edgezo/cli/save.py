@@ -18,7 +18,7 @@ from edgezo_runtime.model import Model
 
 
 def _peft(model: Model, out: Path) -> None:
-    peft.write_adapter(out, model.bundle, model.weights.arena.views)
+    peft.write_adapter(out, model.bundle, model.weights.trained())
 
 
 def _merged(model: Model, out: Path) -> None:
@@ -37,7 +37,7 @@ def _onnx_adapter(model: Model, out: Path) -> None:
     from edgezo_export.inference_graph import write_adapter_graph
 
     _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
-    write_adapter_graph(model.bundle, model.weights.arena.views, out)
+    write_adapter_graph(model.bundle, model.weights.trained(), out)
 
 
 def _copy(bundle: Bundle, out: Path, *names: str) -> None:

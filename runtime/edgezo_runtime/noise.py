@@ -46,29 +46,40 @@ def pool(distribution: str = "binomial") -> np.ndarray:
     Args:
         distribution: ``"binomial"`` (close to normal) or ``"rademacher"`` (random signs).
     """
-    if distribution not in _POOLS:
-        raise InputError(f"noise distribution {distribution!r} has no pool; use binomial")
-    values = np.empty(POOL_SIZE, np.float32)
-    # In pieces: the generator's 64-bit words would take 20 times the pool's memory.
-    for start in range(0, POOL_SIZE, BLOCK_SIZE):
-        words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), _POOL_KEY)
-        values[start : start + BLOCK_SIZE] = _POOLS[distribution](words)
+    whole, unit = counts(distribution)
+    values = whole * unit
     values.flags.writeable = False
     return values
 
 
+def counts(distribution: str) -> tuple[np.ndarray, np.float32]:
+    """Returns the pool as whole numbers, (2**20,) int8, and what one is worth."""
+    if distribution not in _POOLS:
+        raise InputError(f"noise distribution {distribution!r} has no pool; use binomial")
+    count, unit = _POOLS[distribution]
+    whole = np.empty(POOL_SIZE, np.int8)
+    # In pieces: the generator's 64-bit words would take 80 times the pool's memory.
+    for start in range(0, POOL_SIZE, BLOCK_SIZE):
+        words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), _POOL_KEY)
+        whole[start : start + BLOCK_SIZE] = count(words)
+    return whole, unit
+
+
 def _binomial(words: Sequence[np.ndarray]) -> np.ndarray:
-    counts = np.zeros(words[0].shape, np.int32)
+    ones = np.zeros(words[0].shape, np.int16)
     for word in words:
-        counts += np.bitwise_count(word)
-    return (counts - 64).astype(np.float32) * np.float32(0.17677669)
+        ones += np.bitwise_count(word)
+    return ones - 64
 
 
 def _rademacher(words: Sequence[np.ndarray]) -> np.ndarray:
-    return np.where(words[0] & 1, np.float32(-1), np.float32(1))
+    return 1 - 2 * (words[0] & 1).astype(np.int8)
 
 
-_POOLS = {"binomial": _binomial, "rademacher": _rademacher}
+_POOLS = {
+    "binomial": (_binomial, np.float32(0.17677669)),
+    "rademacher": (_rademacher, np.float32(1)),
+}
 
 
 @dataclass(frozen=True)

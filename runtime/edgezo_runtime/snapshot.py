@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
 from edgezo_runtime.model import Weights
@@ -24,13 +23,8 @@ def write(run: Path, step: int, weights: Weights) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise EdgezoError(cannot_write(folder, error)) from error
-    weights.arena.settle()
     path = folder / f"step-{step:08d}.safetensors"
-    tensors = [
-        (p.name, dtypes.named(p.dtype), weights.arena.views[p.name])
-        for p in weights.arena.parameters
-    ]
-    digest = safetensors_file.write(path, tensors)
+    digest = weights.save(path, trained=True)
     write_text(path.with_suffix(".json"), json.dumps({"step": step, "sha256": digest}) + "\n")
     for old in sorted(folder.glob("step-*.json"))[:-_KEEP]:
         old.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice
 
 Specs = tuple[tuple[str, tuple[int, ...], str], ...]
 LR = np.float32(0.02)
@@ -22,7 +23,7 @@ STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 def make_arena(specs: Specs, threads: int = 1, seed: int = 0, scale: float = 0.5) -> Arena:
     """Returns an arena whose weights are drawn from N(0, scale^2)."""
     parameters = [Parameter(name, shape, dtype, "linear") for name, shape, dtype in specs]
-    arena = Arena(parameters, threads)
+    arena = Arena(parameters, CpuDevice(threads))
     fill(arena, seed, scale)
     return arena
 

@@ -14,6 +14,7 @@ from runtime_helpers import STORAGE, Specs, contents, make_arena
 from edgezo_runtime import noise
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.noise import Direction
 
@@ -264,4 +265,4 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="only float weights"):
         Arena([Parameter("w", (3,), "int8", "linear")])
     with pytest.raises(InputError, match="threads"):
-        Arena([Parameter("w", (3,), "float32", "linear")], threads=0)
+        CpuDevice(0)

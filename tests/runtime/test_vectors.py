@@ -26,6 +26,7 @@ from noise_oracle import (
 from edgezo_runtime import noise
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.philox import philox
 
@@ -72,7 +73,7 @@ def check(case: dict[str, Any], buffers: dict[str, bytes]) -> None:
 def arena_of(case: dict[str, Any], threads: int = 1) -> Arena:
     arena = Arena(
         [Parameter(p["name"], tuple(p["shape"]), p["dtype"], "x") for p in case["parameters"]],
-        threads,
+        CpuDevice(threads),
     )
     initial = start(case)
     for dtype, buffer in arena.buffers.items():
