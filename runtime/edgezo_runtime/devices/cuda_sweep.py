@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -47,15 +48,13 @@ class CudaSweeper(Sweeper):
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any], stream: Any
     ) -> None:
-        import cupy
-
         self._stream = stream
         self._buffers = buffers
         self._chunks = {}
         with stream:
             for dtype, buffer in buffers.items():
                 table = np.array(list(chunks_of(placed, dtype, buffer.data.ptr)), _CHUNK)
-                self._chunks[dtype] = (cupy.asarray(table.view(np.uint8)), len(table))
+                self._chunks[dtype] = (_cupy().asarray(table.view(np.uint8)), len(table))
 
     def sweep(self, terms: Sequence[Term]) -> None:
         packed = np.zeros(self.most_terms, _TERM)
@@ -101,18 +100,18 @@ def pack(row: Any, term: Term) -> None:
 @functools.cache
 def _pool(distribution: str) -> tuple[Any, np.float32]:
     """Returns the counts of a pool, followed by its beginning because it is circular."""
-    import cupy
-
     if distribution == "gaussian":
         raise InputError("gaussian noise is drawn by NumPy alone: use binomial, or device cpu")
     counts, unit = noise.counts(distribution)
-    return cupy.asarray(np.concatenate([counts, counts[: BLOCK_SIZE + _MARGIN]])), unit
+    return _cupy().asarray(np.concatenate([counts, counts[: BLOCK_SIZE + _MARGIN]])), unit
+
+
+def _cupy() -> Any:
+    return importlib.import_module("cupy")  # not a dependency of the CPU's installation
 
 
 @functools.cache
 def _module() -> Any:
     """Returns the compiled kernels."""
-    import cupy
-
     source = resources.files("edgezo_runtime.devices").joinpath("sweep.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=("--std=c++17", "--fmad=false"))
+    return _cupy().RawModule(code=source, options=("--std=c++17", "--fmad=false"))
