@@ -12,7 +12,7 @@ import numpy as np
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
-from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bundle
+from edgezo_runtime.bundle import WEIGHTS, Bundle, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.select import FULL, resolve, select
@@ -178,11 +178,7 @@ class Model:
 
         It is opened when it is first asked for.
         """
-        manifest = self.bundle.manifest
-        changed = manifest.adapter or any(p.kind == QUANTIZED for p in manifest.parameters)
-        if self.bundle.generate is None or changed:  # that graph knows of plain weights only
-            return None
-        return GenerationSession(self.bundle.generate, self.weights, self.threads)
+        return GenerationSession(self.weights, self.threads) if self.bundle.generates else None
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns the mean loss of `batch`."""
