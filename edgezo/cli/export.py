@@ -14,11 +14,10 @@ from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_source import export_onnx
 from edgezo.settings import adapter_request
+from edgezo.tasks.make import TASKS
 from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.select import ADAPTERS, FULL
-
-TASKS = ("classify", "masked", "head", "generate", "text")
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")

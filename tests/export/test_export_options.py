@@ -6,17 +6,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers_text import write_tokenizer
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import tiny_model
+from transformers import LlamaForCausalLM
 
 import edgezo
-from edgezo.cli import cli
+from edgezo.cli import cli, export
 from edgezo.generate import generate
+from edgezo.tasks.make import TASKS
 from edgezo_export.convert_dtype import converted, widened
 from edgezo_export.huggingface import checkpoint_to_bundle
 from edgezo_export.verify import GraphRunner, reference, sample_batch
@@ -83,6 +87,32 @@ def test_float16_is_near_float32(
 def test_bfloat16_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks bfloat16 kernels"):
         checkpoint_to_bundle(checkpoint("opt"), tmp_path / "b.edgezo", dtype="bfloat16")
+
+
+def test_every_task_may_be_the_default() -> None:
+    (option,) = (p for p in export.command.params if p.name == "task")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == TASKS and "chat" in TASKS
+
+
+def test_torch_s_own_reason_is_quoted(
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    plain = LlamaForCausalLM.forward
+
+    def forward(self: LlamaForCausalLM, input_ids: Any, **options: Any) -> Any:
+        chosen = input_ids + 1 if input_ids.sum() > 40 else input_ids
+        return plain(self, chosen, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    reason = "torch cannot export LlamaForCausalLM: Could not guard on data-dependent expression"
+    with pytest.raises(InputError, match=reason):
+        checkpoint_to_bundle(checkpoint("llama_tied"), tmp_path / "b.edgezo")
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""
 
 
 def test_too_large_for_float16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
