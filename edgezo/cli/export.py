@@ -34,7 +34,7 @@ from edgezo_runtime.select import ADAPTERS, FULL
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of a folder: its weights and computation; 16 bits can be run, and not yet be tuned.",
+    help="Of a folder: its weights and computation; 16 bits are not tuned, bfloat16 needs CUDA.",
 )
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(

@@ -51,6 +51,11 @@ class Session:
             self._prefix = _Part(parts.prefix, constants, threads) if parts else None
             self._suffix = _Part(parts.suffix if parts else model, constants, threads)
         except Exception as error:
+            if any(p.dtype == "bfloat16" for p in parameters):
+                raise InputError(
+                    f"{bundle.folder} computes in bfloat16, for which ONNX Runtime has no kernels "
+                    "on the CPU: export the model with --dtype float32 or float16"
+                ) from error
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
