@@ -83,8 +83,10 @@ def _sweep(buffer: np.ndarray, dtype: dtypes.Dtype, chunk: Any, terms: np.ndarra
     first, count, index = int(chunk["weight"]), int(chunk["count"]), int(chunk["noise"])
     assert index // BLOCK_SIZE == (index + count - 1) // BLOCK_SIZE
     for term in terms:
-        counter = (np.array([index // BLOCK_SIZE]), int(term["sample"]), *map(int, term["step"]))
-        words = philox(counter, tuple(map(int, term["key"])))
+        early, late = map(int, term["step"])
+        counter = (np.array([index // BLOCK_SIZE]), int(term["sample"]), early, late)
+        low, high = map(int, term["key"])
+        words = philox(counter, (low, high))
         start = (int(words[0][0]) & (POOL_SIZE - 1)) + (index & _LAST_BLOCK)
         counts = _at(int(term["pool"]) + start, count)
         values = counts.astype(np.float32) * term["unit"] * term["coefficient"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -129,15 +130,15 @@ def test_journals_replay_on_the_other_device(card: Device, bundle: Path) -> None
         method = make("mezo", model.arena, 7, {"weight_decay": 0.1})
         tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
         for step in range(20):
-            batch = batch_of(step)
-            tuning.step(lambda batch=batch: model.loss(batch), np.float32(1e-3))
+            loss = functools.partial(model.loss, batch_of(step))
+            tuning.step(loss, np.float32(1e-3))
         other = Weights(open_bundle(bundle), "full", open_device(there))
         Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
         assert contents(model.arena) == contents(other.arena)
         assert json.dumps(tuning.journal.header)
 
 
-def test_losses_agree_with_the_cpu(bundle: Path) -> None:
+def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:
     on_card, on_cpu = (load(bundle, device=device) for device in ("cuda", "cpu"))
     for seed in range(4):
         batch = batch_of(seed)
