@@ -17,7 +17,7 @@ from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter
 from edgezo_runtime.constants import with_constants
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
-from edgezo_runtime.safetensors_file import TensorEntry
+from edgezo_runtime.safetensors_file import TensorEntry, release
 from edgezo_runtime.split import split
 
 _QUESTIONS = ("positions", "targets", "candidates")  # inputs that only the end of a graph reads
@@ -53,6 +53,8 @@ class Session:
             self._suffix = _Part(parts.suffix if parts else model, constants, threads)
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
+        for name in constants:  # each session has packed them for itself
+            release(weights[name])
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
         for parameter in parameters:
@@ -176,6 +178,8 @@ def open_session(model: bytes, threads: int, constants: Mapping[str, Any] | None
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A pattern of a batch's shape would lie in memory beside what the first such batch took.
+    options.enable_mem_pattern = False
     # Idle workers would spin on the cores that the sweep needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if constants:
