@@ -91,7 +91,9 @@ def test_rows_are_rounded_as_onnxruntime_does(quantized: Callable[[str, str], Pa
     for row, packed, scale in zip(weight, stored["w_packed"], stored["w_scale"], strict=True):
         zero = np.array(0, np.int8)
         theirs = quantize_nparray(QuantType.QInt8.tensor_type, row, scale, zero, -127, 127)
-        np.testing.assert_array_equal(packed.reshape(-1)[:33], theirs.astype(np.int64) + 128)
+        np.testing.assert_array_equal(
+            packed.reshape(-1)[:33], np.asarray(theirs).astype(np.int64) + 128
+        )
         assert (packed.reshape(-1)[33:] == 128).all()
 
 
