@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -49,8 +50,6 @@ class CudaSweeper(Sweeper):
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any], stream: Any
     ) -> None:
-        import cupy
-
         self._stream = stream
         self._placed = placed
         self._buffers = buffers
@@ -58,7 +57,7 @@ class CudaSweeper(Sweeper):
         with stream:
             for dtype, buffer in buffers.items():
                 table = np.array(list(chunks_of(placed, dtype, buffer.data.ptr)), _CHUNK)
-                self._chunks[dtype] = (cupy.asarray(table.view(np.uint8)), len(table))
+                self._chunks[dtype] = (_cupy().asarray(table.view(np.uint8)), len(table))
 
     def sweep(self, terms: Sequence[Term]) -> None:
         for plain, run in itertools.groupby(terms, _plain):
@@ -69,10 +68,8 @@ class CudaSweeper(Sweeper):
                 self.update(_adding(term.coefficient), (term.direction,), term.decay)
 
     def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
-        import cupy
-
         with self._stream:
-            update_with(cupy, self._placed, rule, directions, decay, _UPDATED)
+            update_with(_cupy(), self._placed, rule, directions, decay, _UPDATED)
 
     def _launch(self, terms: Sequence[Term]) -> None:
         packed = np.zeros(self.most_terms, _TERM)
@@ -127,18 +124,18 @@ def pack(row: Any, term: Term) -> None:
 @functools.cache
 def _pool(distribution: str) -> tuple[Any, np.float32]:
     """Returns the counts of a pool, followed by its beginning because it is circular."""
-    import cupy
-
     if distribution == "gaussian":
         raise InputError("gaussian noise is drawn by NumPy alone: use binomial, or device cpu")
     counts, unit = noise.counts(distribution)
-    return cupy.asarray(np.concatenate([counts, counts[: BLOCK_SIZE + _MARGIN]])), unit
+    return _cupy().asarray(np.concatenate([counts, counts[: BLOCK_SIZE + _MARGIN]])), unit
+
+
+def _cupy() -> Any:
+    return importlib.import_module("cupy")  # not a dependency of the CPU's installation
 
 
 @functools.cache
 def _module() -> Any:
     """Returns the compiled kernels."""
-    import cupy
-
     source = resources.files("edgezo_runtime.devices").joinpath("sweep.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=("--std=c++17", "--fmad=false"))
+    return _cupy().RawModule(code=source, options=("--std=c++17", "--fmad=false"))
