@@ -144,17 +144,17 @@ class _Windows:
         direction = term.direction
         # Scaling the pool pays where there are more weights than pool.
         many = sum(group.size for group in groups) > POOL_SIZE
-        pooled = many and isinstance(direction, Direction) and direction.pooled
-        if pooled:
-            pool = noise.pool(direction.distribution)
+        pooled = direction if isinstance(direction, Direction) and direction.pooled else None
+        if pooled and many:
+            pool = noise.pool(pooled.distribution)
             with np.errstate(over="ignore", invalid="ignore"):
                 np.multiply(pool, self._coefficient, self._scaled[:POOL_SIZE])
             self._scaled[POOL_SIZE:] = self._scaled[:BLOCK_SIZE]  # the pool is circular
-        if direction != self.direction or (pooled and groups[0] not in self._calls):
+        if direction != self.direction or (self._calls and groups[0] not in self._calls):
             self.direction = direction
             self._calls, self._values = {}, None
-            if pooled:
-                offsets, signs = direction.blocks(blocks)
+            if pooled and many:
+                offsets, signs = pooled.blocks(blocks)
                 # Made here and not by the threads: between two additions they would fight for
                 # the interpreter's lock.
                 self._calls = {group: self._pooled(group, offsets, signs) for group in groups}

@@ -113,6 +113,7 @@ def chunks_of(
 def pack(row: Any, term: Term) -> None:
     """Fills a row with what the kernel needs of `term`."""
     direction = term.direction
+    assert isinstance(direction, Direction)
     counts, unit = _pool(direction.distribution)
     row["key"] = split64(direction.seed)
     row["step"] = split64(direction.step)

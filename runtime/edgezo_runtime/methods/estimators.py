@@ -8,7 +8,7 @@ from edgezo_runtime.methods.base import Method, Slope
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
 
-# What eps may be, so that it and twice it are normal float32 numbers.
+# What eps may be, so that it and twice it are normal float32 numbers; nobody asks for the ends.
 SMALLEST_EPS = 2.0**-126
 LARGEST_EPS = 2.0**127
 MOST_SAMPLES = 256

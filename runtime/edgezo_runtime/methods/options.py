@@ -73,10 +73,12 @@ class Number(Setting[float]):
         above: float = -math.inf,
         below: float = math.inf,
     ) -> None:
-        low = f"from {least:g}" if math.isfinite(least) else f"above {above:g}"
-        high = f" to {most:g}" if math.isfinite(most) else f" and below {below:g}"
-        bounded = math.isfinite(most) or math.isfinite(below)
-        super().__init__(default, f"a number {low}{high if bounded else ''}, such as {default:g}")
+        bounds = f"above {above:g}" if math.isfinite(above) else f"from {least:g}"
+        if math.isfinite(below):
+            bounds += f" and below {below:g}"
+        elif math.isfinite(most) and not math.isfinite(above):
+            bounds += f" to {most:g}"
+        super().__init__(default, f"a number {bounds}, such as {default:g}")
         self._least, self._most, self._above, self._below = least, most, above, below
 
     def _read(self, value: Any) -> float:
