@@ -32,6 +32,7 @@ def replay(
     base: Path,
     out: Path,
     at_step: int | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     add: AddAdapter | None = None,
 ) -> Replayed:
@@ -44,7 +45,8 @@ def replay(
         base: the bundle that the run began from.
         out: a folder that does not exist yet.
         at_step: the step to stop after; the journal's end if None.
-        threads: of the sweeps; they never change a bit.
+        device: whose sweeps; neither it nor the threads change a bit.
+        threads: of the sweeps.
         add: puts the run's adapter into a base that has none.
 
     Raises:
@@ -61,7 +63,7 @@ def replay(
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
     bundle = open_adapted(base, journal.header.get("adapter"), add)
-    weights = Weights(bundle, journal.header["tune"], open_device("cpu", threads))
+    weights = Weights(bundle, journal.header["tune"], open_device(device, threads))
     check_header(journal.header, weights)
     begin_as(journal.header, weights, path.parent)
     Tuning(weights, MemoryJournal(journal.header)).catch_up(journal.records[:steps])

@@ -53,6 +53,7 @@ class Settings:
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
         snapshot_every: steps between snapshots; 0: none.
+        device: what it runs on: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
         threads: of ONNX Runtime and the sweeps; None: all cores.
     """
 
@@ -81,6 +82,7 @@ class Settings:
     seed: int = 0
     eval_every: int = 0
     snapshot_every: int = 0
+    device: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:

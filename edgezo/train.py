@@ -78,7 +78,7 @@ def train(
     """
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
-        model = load(bundle, tune=settings.tune, threads=settings.threads)
+        model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
     resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -131,7 +131,7 @@ def resume(
     header = journal.read(run.journal).header
     _check_settings(settings, header, run)
     bundle = open_adapted(settings.bundle, header.get("adapter"), add)
-    model = load(bundle, tune=settings.tune, threads=settings.threads)
+    model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
     for name, value in data.notes.items():
         if header.get(name) != value:

@@ -77,7 +77,7 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     as PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
     adapter.onnx_adapter for ONNX Runtime to fill them with.
     """
-    model, _ = open_model(run, None)
+    model, _ = open_model(run, None, None)
     kind = model.bundle.manifest.adapter.get("kind")
     if kind not in FORMATS[style].kinds:
         ways = " or ".join(name for name, known in FORMATS.items() if kind in known.kinds)

@@ -10,6 +10,7 @@ import click
 from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import (
     as_json,
+    device_option,
     megabytes,
     print_json,
     subcommand,
@@ -75,6 +76,7 @@ def pairs(
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
+@device_option
 @threads_option
 @as_json
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
-from edgezo_export.quantized_linear import FORMATS, Format, QuantizeLinears
+from edgezo_export.quantized_linear import FORMATS, Format, QuantizeLinears, quantizable
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.text_graph import save_graph
 from edgezo_runtime import safetensors_file
-from edgezo_runtime.bundle import GRAPH, SIDE_FILES, Parameter, open_bundle
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 
 
@@ -35,17 +35,28 @@ def quantize_bundle(source: Path, out: Path, name: str) -> Path:
     if name not in FORMATS:
         raise InputError(f"cannot quantise to {name!r}; use one of {', '.join(FORMATS)}")
     bundle = open_bundle(source)
-    model = ir.load(bundle.graph)
-    quantise = QuantizeLinears(FORMATS[name], bundle.manifest.parameters)
-    quantise(model)
-    if not quantise.replaced:
+    if bundle.manifest.adapter:
+        raise InputError(
+            f"{source} has a {bundle.manifest.adapter['kind']} adapter: quantise the bundle that "
+            "it was made from"
+        )
+    before = bundle.manifest.parameters
+    models = {GRAPH: ir.load(bundle.graph)}
+    if bundle.generates:
+        models[GENERATE] = ir.load(bundle.folder / GENERATE)
+    chosen = set.intersection(*(quantizable(model, before) for model in models.values()))
+    if not chosen:
         raise InputError(f"{source} has no linear layer of float32 weights that can be quantised")
-    model.metadata_props[PARAMETERS_KEY] = parameters_text(
-        (p.name, p.kind, p.aliases) for p in quantise.parameters
-    )
+    quantise = QuantizeLinears(FORMATS[name], before, chosen)
+    for model in models.values():
+        quantise(model)
+        model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (p.name, p.kind, p.aliases) for p in quantise.parameters
+        )
     tensors = _Tensors(bundle.weights, FORMATS[name], quantise.replaced)
     with new_folder(out) as folder:
-        save_graph(model, folder / GRAPH)
+        for file, model in models.items():
+            save_graph(model, folder / file)
         for file in SIDE_FILES:
             if (bundle.folder / file).is_file():
                 shutil.copyfile(bundle.folder / file, folder / file)
@@ -55,6 +66,7 @@ def quantize_bundle(source: Path, out: Path, name: str) -> Path:
             context_length=bundle.manifest.context_length,
             task=bundle.manifest.task,
             made_with=("onnxruntime",),
+            form=bundle.manifest.form,
         )
     return out
 

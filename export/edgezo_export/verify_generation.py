@@ -62,10 +62,10 @@ def open_generation(bundle: Bundle) -> tuple[GenerationSession, MappedWeights]:
     Raises:
         InputError: it has none, or one that cannot be loaded.
     """
-    if bundle.generate is None:
+    if not bundle.generates:
         raise InputError(f"bundle {bundle.folder} has no generation graph: export it again")
     weights = MappedWeights(bundle)
-    return GenerationSession(bundle.generate, weights, open_device()), weights
+    return GenerationSession(weights, open_device()), weights
 
 
 def check_reading(session: GenerationSession, model: PreTrainedModel) -> float:

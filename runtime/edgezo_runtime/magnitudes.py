@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.arena import Arena
+from edgezo_runtime.devices import Device
 
 _CHUNK = 1 << 20
 _HALF = 16
@@ -24,20 +25,21 @@ def thresholds(arena: Arena, share: float, out: Any) -> None:
     for place, parameter in enumerate(arena.parameters):
         flat = arena.views[parameter.name].reshape(-1)
         wanted = math.ceil(share * parameter.size)
-        out[place] = _smallest(arena.device.xp, flat, wanted) if wanted else -1.0
+        out[place] = _smallest(arena.device, flat, wanted) if wanted else -1.0
 
 
-def _smallest(xp: Any, flat: Any, wanted: int) -> Any:
-    """Returns the size that exactly the first `wanted` of the float32 weights do not exceed."""
+def _smallest(device: Device, flat: Any, wanted: int) -> Any:
+    """Returns the size that `wanted` of the float32 weights do not exceed."""
+    xp = device.xp
     counts = np.zeros(1 << _HALF, np.int64)
     for bits in _sizes(xp, flat):
-        counts += _host(xp.bincount(bits >> _HALF, minlength=counts.size))
+        counts += device.host(xp.bincount(bits >> _HALF, minlength=counts.size))
     high = int(np.searchsorted(np.cumsum(counts), wanted))
     wanted -= int(counts[:high].sum())
     counts[:] = 0
     for bits in _sizes(xp, flat):
         low = bits[bits >> _HALF == high] & 0xFFFF
-        counts += _host(xp.bincount(low, minlength=counts.size))
+        counts += device.host(xp.bincount(low, minlength=counts.size))
     low = int(np.searchsorted(np.cumsum(counts), wanted))
     return np.uint32(high << _HALF | low).view(np.float32)
 
@@ -46,10 +48,6 @@ def _sizes(xp: Any, flat: Any) -> Any:
     """Yields the bits of |w|, which are in the order of |w|, as integers."""
     for start in range(0, flat.size, _CHUNK):
         yield (flat[start : start + _CHUNK].view(xp.uint32) & 0x7FFFFFFF).astype(xp.int64)
-
-
-def _host(array: Any) -> np.ndarray:
-    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
@@ -62,7 +60,7 @@ def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
         above: whether the bits of larger weights are set, or those of the others.
     """
     offsets = list(arena.noise_offsets.values())
-    bounds = [float(limit) for limit in limits]
+    bounds = arena.device.host(limits)
 
     def look(xp: Any, index: slice, weights: Any) -> Any:
         place = bisect.bisect_right(offsets, index.start) - 1
@@ -72,7 +70,7 @@ def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
             part = slice(
                 max(offsets[place], index.start) - index.start, min(end, index.stop) - index.start
             )
-            larger = xp.abs(weights[part]) > np.float32(bounds[place])
+            larger = xp.abs(weights[part]) > bounds[place]
             chosen[part] = larger if above else ~larger
             place += 1
         out[index.start // 8 : -(-index.stop // 8)] = xp.packbits(chosen)

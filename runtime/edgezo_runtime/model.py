@@ -192,11 +192,7 @@ class Model:
 
         It is opened when it is first asked for.
         """
-        manifest = self.bundle.manifest
-        changed = manifest.adapter or any(p.kind == QUANTIZED for p in manifest.parameters)
-        if self.bundle.generate is None or changed:  # that graph knows of plain weights only
-            return None
-        return GenerationSession(self.bundle.generate, self.weights, self.device)
+        return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns the mean loss of `batch`."""

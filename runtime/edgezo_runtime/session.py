@@ -13,7 +13,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch, Outputs
-from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter
+from edgezo_runtime.bundle import GRAPH, QUANTIZED, WEIGHTS, Bundle, Parameter
 from edgezo_runtime.constants import with_constants
 from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.devices.cpu import alias
@@ -45,15 +45,19 @@ class Session:
         self, bundle: Bundle, weights: Mapping[str, Any], trained: Set[str], device: Device
     ) -> None:
         parameters = bundle.manifest.parameters
-        fixed = [p for p in parameters if p.kind == QUANTIZED and p.name not in trained]
-        constants = {p.name: alias(weights[p.name], dtypes.named(p.dtype)) for p in fixed}
+        constants = constant_values(bundle, weights)
         try:
-            model = with_constants(bundle.read_graph(), [_entry(p) for p in fixed], WEIGHTS)
+            model = with_integers(bundle)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._boundary = parts.boundary if parts else ()
             self._prefix = _Part(parts.prefix, constants, device) if parts else None
             self._suffix = _Part(parts.suffix if parts else model, constants, device)
         except Exception as error:
+            if device.name == "cpu" and any(p.dtype == "bfloat16" for p in parameters):
+                raise InputError(
+                    f"{bundle.folder} computes in bfloat16, for which ONNX Runtime has no kernels "
+                    "on the CPU: export the model with --dtype float32 or float16"
+                ) from error
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
@@ -98,22 +102,17 @@ class Session:
 
     def _check(self, bundle: Bundle, constants: Set[str]) -> None:
         manifest = bundle.manifest
-        declared: dict[str, tuple[Any, ...]] = {
-            p.name: (_ORT_TYPES.get(p.dtype, p.dtype), *p.shape)
-            for p in manifest.parameters
-            if p.name not in constants
-        }
+        declared = {p.name: p for p in manifest.parameters if p.name not in constants}
         ports = {port.name for port in manifest.inputs}
         missing = {*declared, *ports}
         for part in self._parts:
             for name, node in part.inputs.items():
                 missing.discard(name)
-                found = (node.type.removeprefix("tensor(").removesuffix(")"), *node.shape)
-                if name in ports or name in self._boundary or _fits(declared.get(name), found):
+                if name in ports or name in self._boundary or fits(declared.get(name), node):
                     continue
                 raise InputError(
                     f"the manifest of {bundle.folder} disagrees with its graph at input "
-                    f"{name!r}, which is {found[0]} {list(found[1:])}: export it again"
+                    f"{name!r}, which is {node.type} {node.shape}: export it again"
                 )
         missing |= {name for name in self._outputs if name not in self._suffix.outputs}
         if missing:
@@ -122,12 +121,13 @@ class Session:
             )
 
 
-def _fits(declared: tuple[Any, ...] | None, found: tuple[Any, ...]) -> bool:
-    """Whether a weight has the graph's type and sizes; the graph may leave a size free."""
-    if declared is None or len(declared) != len(found) or declared[0] != found[0]:
+def fits(parameter: Parameter | None, node: Any) -> bool:
+    """Whether a graph's input has the parameter's type and sizes; it may leave a size free."""
+    if parameter is None or node is None or len(node.shape) != len(parameter.shape):
         return False
-    sizes = zip(declared[1:], found[1:], strict=True)
-    return all(size == named or not isinstance(named, int) for size, named in sizes)
+    sizes = zip(parameter.shape, node.shape, strict=True)
+    same = all(size == named or not isinstance(named, int) for size, named in sizes)
+    return same and node.type == f"tensor({_ORT_TYPES.get(parameter.dtype, parameter.dtype)})"
 
 
 class _Part:
@@ -175,6 +175,22 @@ def _same(array: np.ndarray, other: np.ndarray) -> bool:
     if array.shape != other.shape or array.dtype != other.dtype:
         return False
     return np.array_equal(array.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
+
+
+def with_integers(bundle: Bundle, graph: str = GRAPH) -> bytes:
+    """Returns a graph of `bundle` whose quantised integers, if any, are constants, not inputs.
+
+    Raises:
+        ValueError: the graph is damaged, or lacks one of them.
+    """
+    entries = [_entry(p) for p in bundle.manifest.parameters if p.kind == QUANTIZED]
+    return with_constants(bundle.read_graph(graph), entries, WEIGHTS)
+
+
+def constant_values(bundle: Bundle, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns OrtValues over the quantised integers of `weights`, for `open_session`."""
+    quantized = [p for p in bundle.manifest.parameters if p.kind == QUANTIZED]
+    return {p.name: alias(weights[p.name], dtypes.named(p.dtype)) for p in quantized}
 
 
 def _entry(parameter: Parameter) -> TensorEntry:

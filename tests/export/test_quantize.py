@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from edgezo import Tuner, load
+from edgezo_export.adapters.base import adapt, write_adapted
 from edgezo_export.quantize import quantize_bundle
 from edgezo_export.quantized_linear import FORMATS, LEAST_SCALE
 from edgezo_export.verify import sample_batch
@@ -161,9 +163,21 @@ def test_what_cannot_be_quantised(
 ) -> None:
     with pytest.raises(InputError, match="no linear layer"):
         quantize_bundle(quantized("opt", "int8"), tmp_path / "again", "int4")
+    adapted = tmp_path / "lora.edgezo"
+    write_adapted(adapt(open_bundle(bundle_folder("opt")), {"kind": "lora"}), adapted)
+    with pytest.raises(InputError, match="lora adapter: quantise the bundle that"):
+        quantize_bundle(adapted, tmp_path / "other", "int4")
+    shutil.rmtree(adapted)
     with pytest.raises(InputError, match="use one of int4, int8"):
         quantize_bundle(bundle_folder("opt"), tmp_path / "other", "int3")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_masked_model_is_one(
+    family_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = open_bundle(quantize_bundle(family_bundle("bert"), tmp_path / "b.edgezo", "int8"))
+    assert small.manifest.form == {"kind": "masked"}
 
 
 def test_the_first_part_of_a_graph_takes_its_constants(

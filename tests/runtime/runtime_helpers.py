@@ -35,9 +35,10 @@ def fill(arena: Arena, seed: int = 0, scale: float = 0.5) -> None:
         values = (generator.standard_normal(parameter.shape) * scale).astype(np.float32)
         bits = values.view(np.uint32) & np.uint32(0xFFFF0000)
         if parameter.dtype == "bfloat16":
-            arena.views[parameter.name][...] = bits >> 16
+            values = (bits >> 16).astype(np.uint16)
         else:
-            arena.views[parameter.name][...] = bits.view(np.float32)
+            values = bits.view(np.float32).astype(STORAGE[parameter.dtype])
+        arena.views[parameter.name][...] = arena.device.put(values)
 
 
 def contents(arena: Arena) -> bytes:

@@ -48,11 +48,7 @@ class CudaDevice(Device):
         count = _count(cupy)
         if index >= count:
             raise InputError(f"device cuda:{index} is not there: this machine has {count} cards")
-        ort = onnxruntime()
-        if _PROVIDER not in ort.get_available_providers():
-            raise EdgezoError(
-                f"this ONNX Runtime {ort.__version__} has no CUDA execution provider: {_INSTALL}"
-            )
+        check_runtime()
         with cupy.cuda.Device(index):
             # Blocking, so that CuPy's default stream and this one wait for each other.
             self.stream = cupy.cuda.Stream(non_blocking=False)
@@ -135,6 +131,15 @@ class CudaDevice(Device):
         for start in range(0, flat.size, count):
             # A contiguous copy: a mapped file's pages are read here, not by the driver.
             flat[start : start + count].set(np.array(values[start : start + count]))
+
+
+def check_runtime() -> None:
+    """Raises EdgezoError unless this ONNX Runtime was built for CUDA."""
+    ort = onnxruntime()
+    if _PROVIDER not in ort.get_available_providers():
+        raise EdgezoError(
+            f"this ONNX Runtime {ort.__version__} has no CUDA execution provider: {_INSTALL}"
+        )
 
 
 def _cupy() -> Any:

@@ -18,10 +18,10 @@ from edgezo_runtime.philox import split64
 from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
-CHUNK_BYTES = 8192  # that a CUDA block sweeps
+_CHUNK_BYTES = 8192  # that a CUDA block sweeps
 _UPDATED = 1 << 22  # elements that an update takes at once
 _MARGIN = 64  # bytes that a kernel may read past a window's end
-_CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
+CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 _TERM = np.dtype(
     [
         ("key", "<u4", 2),
@@ -56,7 +56,7 @@ class CudaSweeper(Sweeper):
         self._chunks = {}
         with stream:
             for dtype, buffer in buffers.items():
-                table = np.array(list(chunks_of(placed, dtype, buffer.data.ptr)), _CHUNK)
+                table = np.array(list(chunks_of(placed, dtype, buffer.data.ptr)), CHUNK)
                 self._chunks[dtype] = (_cupy().asarray(table.view(np.uint8)), len(table))
 
     def sweep(self, terms: Sequence[Term]) -> None:
@@ -97,7 +97,7 @@ def chunks_of(
 
     None crosses a block of the noise.
     """
-    size = CHUNK_BYTES // dtype.storage.itemsize
+    size = _CHUNK_BYTES // dtype.storage.itemsize
     for one in placed:
         if one.parameter.dtype != dtype.name:
             continue
