@@ -18,6 +18,10 @@ from edgezo_runtime.devices.cpu import CpuDevice, alias
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
 from edgezo_runtime.philox import philox
 
+_SAME = (
+    *("abs", "arange", "bincount", "bool_", "concatenate", "empty", "int64", "maximum", "packbits"),
+    *("sign", "sqrt", "uint32", "unpackbits"),
+)
 _LAST_BLOCK = BLOCK_SIZE - 1
 
 
@@ -129,6 +133,8 @@ def module(cards: int = 1) -> types.ModuleType:
     fake.RawModule, fake.asarray, fake.ndarray = _RawModule, _asarray, _array
     fake.asnumpy = lambda array: np.array(array)
     fake.isfinite, fake.dot = np.isfinite, np.dot
+    for name in _SAME:
+        setattr(fake, name, getattr(np, name))
     fake.cuda = types.SimpleNamespace(
         Memory=_Memory,
         MemoryPointer=lambda memory, offset: memory,

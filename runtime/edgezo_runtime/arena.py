@@ -18,7 +18,8 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice, Device
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.sweep import Placed
+from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.sweep import ONE, Placed, Rule
 from edgezo_runtime.sweep import Term as Term
 
 ALIGNMENT = 64  # elements between noise offsets
@@ -101,6 +102,23 @@ class Arena:
         most = self._sweeper.most_terms
         for start in range(0, len(terms), most):
             self._sweeper.sweep(terms[start : start + most])
+
+    def update(
+        self, rule: Rule, directions: Sequence[AnyDirection] = (), decay: np.float32 = ONE
+    ) -> None:
+        """Replaces the weights, piece by piece, by ``rule(xp, index, weights, *zs) * decay``.
+
+        Args:
+            rule: gets the array module, the piece's slice of the index space, its weights (n,)
+                float32, not to be written to, and the elements (n,) float32 of each direction; it
+                returns the new weights. It may read and write arrays of the index space at that
+                slice. Of floating point it uses + - * / and sqrt in float32 and nothing else, so
+                that every device gets the same bits.
+            directions: where the first one's support has ranges, only those are gone through.
+            decay: multiplies the weights that decay (matrices).
+        """
+        self.settle()
+        self._sweeper.update(rule, directions, np.float32(decay))
 
     def nonfinite(self) -> str | None:
         """Returns the name of a parameter that holds NaN or infinity, or None."""

@@ -19,7 +19,8 @@ from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
-from edgezo_runtime.methods import make
+from edgezo_runtime.journal import Record
+from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.model import Model, Weights, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
@@ -67,6 +68,23 @@ def test_sweeps_have_the_cpu_s_bits(card: Device, dtype: str) -> None:
         for arena in arenas:
             arena.add(*terms)
         assert contents(arenas[0]) == contents(arenas[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(SIZES)]
+    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
+    methods = []
+    for arena in arenas:
+        fill(arena, scale=0.02)
+        method = make(name, arena, 5, {"weight_decay": 0.1})
+        for number in range(1, 6):
+            slope = np.float32(100 + number)
+            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
+        methods.append(method)
+    assert contents(arenas[0]) == contents(arenas[1])
+    for key, array in methods[0].state.items():
+        assert np.array_equal(array, card.host(methods[1].state[key])), key
 
 
 @ARENAS

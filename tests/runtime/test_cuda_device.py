@@ -13,6 +13,8 @@ from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.journal import Record
+from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.model import Weights
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 
@@ -54,6 +56,26 @@ def test_sweeps_have_the_cpu_s_bits(card: Device) -> None:
         arena.add(*second)
     assert contents(arenas[0]) == contents(arenas[1])
     assert contents(arenas[0]) != contents(arena_on(CpuDevice(1)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
+    """Also where a tensor is longer than what the general path takes at once."""
+    shapes = ((40, 12), (7,), (300, 250))
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(shapes)]
+    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
+    methods = []
+    for arena in arenas:
+        fill(arena)
+        method = make(name, arena, 5, {"weight_decay": 0.1})
+        for number in range(1, 5):
+            slope = np.float32(100 + number)
+            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
+        methods.append(method)
+    assert contents(arenas[0]) == contents(arenas[1])
+    assert all(type(array) is cuda_stand_in.Array for array in methods[1].state.values())
+    for key, array in methods[0].state.items():
+        assert np.array_equal(array, np.asarray(methods[1].state[key])), key
 
 
 def test_gaussian_noise_is_refused(card: Device) -> None:

@@ -23,7 +23,7 @@ from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
 def tuning_of(bundle: Path, run: Path | None = None, seed: int = 4, threads: int = 1) -> Tuning:
     weights = Weights(open_bundle(bundle), device=CpuDevice(threads))
     weights.load()
-    header = describe(weights, Mezo(weights.arena, seed, 1e-3, 0.01))
+    header = describe(weights, Mezo(weights.arena, seed, weight_decay=0.01))
     if run is None:
         return Tuning(weights, MemoryJournal(header))
     run.mkdir(exist_ok=True)

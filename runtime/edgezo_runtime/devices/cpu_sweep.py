@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,8 +13,11 @@ import numpy as np
 
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.kernels import Call, kernel_for
-from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, Direction
-from edgezo_runtime.sweep import Placed, Sweeper, Term
+from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction, Values
+from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term
+
+Ranges = tuple[tuple[int, int], ...] | None
+_KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,12 @@ class _Piece:
     block: int
     start: int  # within the block
     decays: bool
+
+    @property
+    def index(self) -> slice:
+        """Its part of the index space."""
+        first = self.block * BLOCK_SIZE + self.start
+        return slice(first, first + self.weights.size)
 
 
 class CpuSweeper(Sweeper):
@@ -39,27 +51,67 @@ class CpuSweeper(Sweeper):
     ) -> None:
         pieces = [piece for one in placed for piece in _pieces_of(one)]
         self._blocks = max((piece.block for piece in pieces), default=-1) + 1
-        self._shards = [_grouped(s) for s in _split(_merged(pieces, buffers), threads)]
+        self._pieces = _merged(pieces, buffers)
+        self._threads = threads
+        self._shards: dict[Ranges, list[_Shard]] = {}
         self._pool = ThreadPoolExecutor(threads, "edgezo-sweep") if threads > 1 else None
         self._windows: list[_Windows] = []
 
     def sweep(self, terms: Sequence[Term]) -> None:
-        ready = self._ready(terms)
+        for ranges, run in itertools.groupby(terms, lambda term: term.direction.support.ranges):
+            self._sweep(list(run), self._shards_of(ranges))
+
+    def _sweep(self, terms: Sequence[Term], shards: Sequence[_Shard]) -> None:
+        ready = self._ready(terms, [group for shard in shards for group in shard])
         decays = [None if term.decay == 1 else np.float32(term.decay) for term in terms]
 
-        def sweep(shard: Sequence[_Group]) -> None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                for group in shard:
-                    group.sweep([windows.calls(group) for windows in ready], decays)
+        def sweep(shard: _Shard) -> None:
+            for group in shard:
+                group.sweep([windows.calls(group) for windows in ready], decays)
+
+        self._run(sweep, shards)
+
+    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
+        size = self._blocks * BLOCK_SIZE
+        draws = [direction.draw(np, size) for direction in directions]
+
+        def update(shard: _Shard) -> None:
+            for piece in (piece for group in shard for piece in group.pieces):
+                index = piece.index
+                zs = [draw(index.start, index.stop) for draw in draws]
+                weights = piece.weights
+                if piece.dtype != dtypes.FLOAT32:
+                    weights = dtypes.to_float32(weights, piece.dtype)
+                new = rule(np, index, weights, *zs)
+                if piece.decays and decay != 1:
+                    new = new * decay
+                piece.weights[...] = dtypes.from_float32(new, piece.dtype)
+
+        self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
+
+    def _run(self, work: Callable[[_Shard], None], shards: Sequence[_Shard]) -> None:
+        def quietly(shard: _Shard) -> None:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                work(shard)
 
         if self._pool is None:
-            sweep(self._shards[0])
+            quietly(shards[0])
         else:
-            list(self._pool.map(sweep, self._shards))
+            list(self._pool.map(quietly, shards))
 
-    def _ready(self, terms: Sequence[Term]) -> list[_Windows]:
+    def _shards_of(self, ranges: Ranges) -> list[_Shard]:
+        """Returns each thread's part of the pieces within `ranges`."""
+        shards = self._shards.pop(ranges, None)
+        if shards is None:
+            pieces = self._pieces if ranges is None else list(_within(self._pieces, ranges))
+            shards = [_grouped(shard) for shard in _split(pieces, self._threads)]
+            if len(self._shards) == _KEPT:
+                del self._shards[next(iter(self._shards))]
+        self._shards[ranges] = shards
+        return shards
+
+    def _ready(self, terms: Sequence[Term], groups: Sequence[_Group]) -> list[_Windows]:
         """Returns each term's windows; those of the last directions are still there."""
-        groups = [group for shard in self._shards for group in shard]
         free, ready = list(self._windows), []
         for term in terms:
             same = (w for w in free if w.direction == term.direction)
@@ -81,31 +133,37 @@ class _Windows:
     """
 
     def __init__(self) -> None:
-        self.direction: Direction | None = None
+        self.direction: AnyDirection | None = None
         self._scaled = np.empty(POOL_SIZE + BLOCK_SIZE, np.float32)
         self._calls: dict[_Group, list[Call]] = {}
+        self._values: Values | None = None
 
     def load(self, term: Term, groups: Sequence[_Group], blocks: int) -> None:
         """Scales the pool for `term`, and draws the `blocks` of its direction if it is new."""
         self._coefficient = np.float32(term.coefficient)
-        pooled = term.direction.distribution != "gaussian"
-        if pooled:
-            pool = noise.pool(term.direction.distribution)
+        direction = term.direction
+        # Scaling the pool pays where there are more weights than pool.
+        many = sum(group.size for group in groups) > POOL_SIZE
+        pooled = direction if isinstance(direction, Direction) and direction.pooled else None
+        if pooled and many:
+            pool = noise.pool(pooled.distribution)
             with np.errstate(over="ignore", invalid="ignore"):
                 np.multiply(pool, self._coefficient, self._scaled[:POOL_SIZE])
             self._scaled[POOL_SIZE:] = self._scaled[:BLOCK_SIZE]  # the pool is circular
-        if term.direction != self.direction:
-            self.direction = term.direction
-            self._calls = {}
-            if pooled:
-                offsets, signs = term.direction.blocks(blocks)
+        if direction != self.direction or (self._calls and groups[0] not in self._calls):
+            self.direction = direction
+            self._calls, self._values = {}, None
+            if pooled and many:
+                offsets, signs = pooled.blocks(blocks)
                 # Made here and not by the threads: between two additions they would fight for
                 # the interpreter's lock.
                 self._calls = {group: self._pooled(group, offsets, signs) for group in groups}
+            else:
+                self._values = direction.draw(np, blocks * BLOCK_SIZE)
 
     def calls(self, group: _Group) -> Iterable[Call]:
         """Returns what to do to each piece of `group`, in order."""
-        return self._calls[group] if self._calls else self._gaussian(group)
+        return self._calls[group] if self._values is None else self._drawn(group, self._values)
 
     def _pooled(self, group: _Group, offsets: np.ndarray, signs: np.ndarray) -> list[Call]:
         first = offsets[group.blocks] + group.starts
@@ -114,12 +172,10 @@ class _Windows:
         values = map(self._scaled.__getitem__, spans)
         return list(zip(operations, group.weights, values, strict=True))
 
-    def _gaussian(self, group: _Group) -> Iterator[Call]:
-        assert self.direction is not None
+    def _drawn(self, group: _Group, values: Values) -> Iterator[Call]:
         for piece in group.pieces:
-            block = self.direction.gaussian_block(piece.block)
-            values = block[piece.start : piece.start + piece.weights.size]
-            yield np.add, piece.weights, self._coefficient * values
+            index = piece.index
+            yield np.add, piece.weights, self._coefficient * values(index.start, index.stop)
 
 
 class _Group:
@@ -131,6 +187,7 @@ class _Group:
         self.blocks = np.array([piece.block for piece in pieces])
         self.starts = np.array([piece.start for piece in pieces])
         self.sizes = np.array([piece.weights.size for piece in pieces])
+        self.size = int(self.sizes.sum())
         self._decays = pieces[0].decays
         self._kernel = kernel_for(pieces[0].dtype)
 
@@ -138,6 +195,24 @@ class _Group:
         """Makes the calls of each term, one piece after the other, and decays where it shall."""
         mine = decays if self._decays else [None] * len(decays)
         self._kernel.sweep(columns, mine)
+
+
+_Shard = list[_Group]
+
+
+def _within(pieces: Iterable[_Piece], ranges: tuple[tuple[int, int], ...]) -> Iterator[_Piece]:
+    """Yields the parts of `pieces` that lie in `ranges`."""
+    starts = [start for start, _ in ranges]
+    for piece in pieces:
+        index = piece.index
+        for start, stop in ranges[max(bisect.bisect_right(starts, index.start) - 1, 0) :]:
+            if start >= index.stop:
+                break
+            low, high = max(start, index.start), min(stop, index.stop)
+            if low < high:
+                weights = piece.weights[low - index.start : high - index.start]
+                within = piece.start + low - index.start
+                yield dataclasses.replace(piece, weights=weights, start=within)
 
 
 def _merged(pieces: Iterable[_Piece], buffers: Mapping[dtypes.Dtype, np.ndarray]) -> list[_Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.noise import BLOCK_SIZE, Purpose
+from edgezo_runtime.noise import BLOCK_SIZE, EVERYWHERE, AnyDirection, Direction, Purpose
 from edgezo_runtime.philox import split64
-from edgezo_runtime.sweep import Placed, Sweeper, Term
+from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
 _CHUNK_BYTES = 8192  # that a CUDA block sweeps
+_UPDATED = 1 << 22  # elements that an update takes at once
 _MARGIN = 64  # bytes that a kernel may read past a window's end
 CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 _TERM = np.dtype(
@@ -49,6 +51,7 @@ class CudaSweeper(Sweeper):
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any], stream: Any
     ) -> None:
         self._stream = stream
+        self._placed = placed
         self._buffers = buffers
         self._chunks = {}
         with stream:
@@ -57,6 +60,18 @@ class CudaSweeper(Sweeper):
                 self._chunks[dtype] = (_cupy().asarray(table.view(np.uint8)), len(table))
 
     def sweep(self, terms: Sequence[Term]) -> None:
+        for plain, run in itertools.groupby(terms, _plain):
+            if plain:
+                self._launch(list(run))
+                continue
+            for term in run:
+                self.update(_adding(term.coefficient), (term.direction,), term.decay)
+
+    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
+        with self._stream:
+            update_with(_cupy(), self._placed, rule, directions, decay, _UPDATED)
+
+    def _launch(self, terms: Sequence[Term]) -> None:
         packed = np.zeros(self.most_terms, _TERM)
         for row, term in zip(packed, terms, strict=False):
             pack(row, term)
@@ -64,6 +79,15 @@ class CudaSweeper(Sweeper):
             for dtype, (table, count) in self._chunks.items():
                 kernel = _module().get_function(f"{dtype.name}_{len(terms)}")
                 kernel((count,), (_THREADS,), (self._buffers[dtype], table, packed))
+
+
+def _plain(term: Term) -> bool:
+    """Whether the kernels know how to draw a term's direction."""
+    return isinstance(term.direction, Direction) and term.direction.support == EVERYWHERE
+
+
+def _adding(coefficient: np.float32) -> Rule:
+    return lambda xp, index, weights, z: weights + np.float32(coefficient) * z
 
 
 def chunks_of(
@@ -89,6 +113,7 @@ def chunks_of(
 def pack(row: Any, term: Term) -> None:
     """Fills a row with what the kernel needs of `term`."""
     direction = term.direction
+    assert isinstance(direction, Direction)
     counts, unit = _pool(direction.distribution)
     row["key"] = split64(direction.seed)
     row["step"] = split64(direction.step)
