@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 from edgezo.data.batches import BatchPlan
 from edgezo_runtime.errors import InputError
 
+#: The methods that take two batches a step; the first one assigns rows to them by length.
+MIXED = ("addax", "addax-wa")
+
 
 class MixedPlan:
     """The two batches of each step of Addax.

@@ -1,10 +1,11 @@
-"""Snapshots of the weights and a method's state, from which a resume starts."""
+"""Snapshots of the weights and a method's state, so that a resume need not replay a whole run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,10 @@ from edgezo_runtime.model import Weights
 
 FOLDER = "snapshots"
 _KEEP = 2
+_DTYPES = {np.dtype(np.float32): dtypes.FLOAT32, np.dtype(np.uint8): dtypes.UINT8}
 
 
-def write(
-    run: Path, step: int, weights: Weights, state: Mapping[str, np.ndarray] | None = None
-) -> None:
+def write(run: Path, step: int, weights: Weights, state: Mapping[str, Any] | None = None) -> None:
     """Writes the weights after `step` into the run's folder and drops all but the newest two.
 
     The checksums are written last, so a snapshot with checksums is whole.
@@ -28,23 +28,19 @@ def write(
         run: the folder.
         step: the last one that the weights have taken.
         weights: as they are after it.
-        state: the method's float32 arrays, likewise.
+        state: the method's, likewise; see `Method.state`.
     """
     folder = run / FOLDER
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise EdgezoError(cannot_write(folder, error)) from error
-    weights.arena.settle()
     path = folder / f"step-{step:08d}.safetensors"
-    tensors = [
-        (p.name, dtypes.named(p.dtype), weights.arena.views[p.name])
-        for p in weights.arena.parameters
-    ]
-    fields: dict[str, object] = {"step": step, "sha256": safetensors_file.write(path, tensors)}
+    fields: dict[str, Any] = {"step": step, "sha256": weights.save(path, trained=True)}
     if state:
-        held = [(name, dtypes.FLOAT32, array) for name, array in state.items()]
-        fields["state"] = safetensors_file.write(_state_of(path), held)
+        arrays = {name: weights.device.host(array) for name, array in state.items()}
+        tensors = [(name, _DTYPES[array.dtype], array) for name, array in arrays.items()]
+        fields["state"] = safetensors_file.write(_state_of(path), tensors)
     write_text(path.with_suffix(".json"), json.dumps(fields) + "\n")
     for old in sorted(folder.glob("step-*.json"))[:-_KEEP]:
         old.unlink(missing_ok=True)
@@ -61,7 +57,7 @@ def tidy(run: Path) -> None:
 
 
 def load_newest(
-    run: Path, weights: Weights, latest: int, state: Mapping[str, np.ndarray] | None = None
+    run: Path, weights: Weights, latest: int, state: Mapping[str, Any] | None = None
 ) -> int:
     """Loads the newest intact snapshot that is not after step `latest`.
 
@@ -81,7 +77,7 @@ def load_newest(
             step, digest = int(fields["step"]), str(fields["sha256"])
             if step <= latest:
                 if state:
-                    found = safetensors_file.read_into(_state_of(note), dict(state))
+                    found = weights.device.read(_state_of(note), state)
                     if found != fields["state"]:
                         raise InputError(f"{_state_of(note)} does not match its checksum")
                 weights.load(note.with_suffix(".safetensors"), digest)

@@ -11,7 +11,7 @@ import numpy as np
 from edgezo_runtime import adapter_init, noise, snapshot
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
-from edgezo_runtime.methods import Estimate, Method, make
+from edgezo_runtime.methods import AnyMethod, Estimate, make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.model import Weights
 
@@ -45,7 +45,7 @@ class MemoryJournal:
         del self.records[steps:]
 
 
-def describe(weights: Weights, method: Method) -> dict[str, Any]:
+def describe(weights: Weights, method: AnyMethod) -> dict[str, Any]:
     """Returns the part of a journal's header that a replay needs."""
     return {
         "schema": 1,
@@ -182,13 +182,14 @@ class Tuning:
         if self._run is None:
             self.weights.load()
         else:
-            state = self.method.state if isinstance(self.method, FirstOrder) else None
-            done = snapshot.load_newest(self._run, self.weights, len(records), state)
+            done = snapshot.load_newest(self._run, self.weights, len(records), self.method.state)
             if not done:
                 self._make_method()  # a damaged snapshot may have left its state
-        if isinstance(self.method, FirstOrder) and done < len(records):
+        if isinstance(self.method, FirstOrder):
             self.journal.cut(done)
-            records = records[:done]
+            records = self.journal.records
+        else:
+            self.method.recall(records[:done])
         for number in range(done + 1, len(records) + 1):
             self.method.replay(number, records[number - 1])
             if progress:
@@ -196,6 +197,19 @@ class Tuning:
         self.weights.at_base = not records
         self.weights.mend = None
         self._whole = True
+
+    def rewind(self, step: int) -> None:
+        """Rebuilds the weights as of `step`; before the next step they come back to the end.
+
+        Raises:
+            InputError: the run is one with true gradients, which keeps no way back.
+        """
+        if isinstance(self.method, FirstOrder):
+            raise InputError(
+                f"a run of {self.method.name} cannot go back to its best step: keep the last"
+            )
+        self.catch_up(self.journal.records[:step])
+        self._whole = False
 
     def _make_method(self) -> None:
         header = self.journal.header

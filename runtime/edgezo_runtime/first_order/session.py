@@ -9,30 +9,32 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch
-from edgezo_runtime.bundle import Bundle
+from edgezo_runtime.bundle import GRADIENTS, Bundle
+from edgezo_runtime.devices import Device
+from edgezo_runtime.devices.cpu import alias, session_options
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.graph import Graph, Piece, cotangent_of, gradient_of
 from edgezo_runtime.first_order.stages import Plan, plan
 from edgezo_runtime.ort import onnxruntime
-from edgezo_runtime.session import alias, open_session
 
 #: Takes a weight's name and its gradient, which is the taker's to change.
 Taker = Callable[[str, np.ndarray], None]
 
 
-def check_gradients(bundle: Bundle) -> bytes:
+def check_gradients(bundle: Bundle, device: Device) -> bytes:
     """Returns the bundle's gradient graph.
 
     Raises:
-        InputError: it has none; the message says how to make one.
+        InputError: it has none, and the message says how to make one; or the device is no CPU.
     """
-    model = bundle.read_gradients()
-    if model is None:
+    if device.name != "cpu":
+        raise InputError(f"true gradients run on the CPU, not on {device.name}: use --device cpu")
+    if not bundle.differentiates:
         raise InputError(
             f"{bundle.folder} has no gradient graph, which this method needs: make a bundle that "
             f"has one with `edgezo export {bundle.folder} --gradients --out NEW`"
         )
-    return model
+    return bundle.read_graph(GRADIENTS)
 
 
 class GradientSession:
@@ -41,7 +43,7 @@ class GradientSession:
     Args:
         bundle: one with a gradient graph.
         weights: every parameter by name: C-contiguous arrays in storage dtype. They are aliased.
-        threads: ONNX Runtime's intra-op threads.
+        device: the CPU, with as many threads as ONNX Runtime may use.
         keep: whether products with weights are kept between the passes; see `stages.plan`.
 
     Raises:
@@ -49,13 +51,17 @@ class GradientSession:
     """
 
     def __init__(
-        self, bundle: Bundle, weights: Mapping[str, np.ndarray], threads: int, keep: bool = False
+        self,
+        bundle: Bundle,
+        weights: Mapping[str, np.ndarray],
+        device: Device,
+        keep: bool = False,
     ) -> None:
         try:
-            self._graph = Graph(check_gradients(bundle))
+            self._graph = Graph(check_gradients(bundle, device))
         except (ValueError, IndexError) as error:
             raise InputError(f"{bundle.folder} has a damaged gradient graph: {error}") from error
-        self._folder, self._threads, self._keep = bundle.folder, threads, keep
+        self._folder, self._threads, self._keep = bundle.folder, device.threads, keep
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = {
             p.name: alias(weights[p.name], dtypes.named(p.dtype))
@@ -82,6 +88,11 @@ class GradientSession:
             InputError: a weight has no gradient in the graph.
             EdgezoError: ONNX Runtime failed.
         """
+        if type(batch).loss is not BaseBatch.loss:
+            raise InputError(
+                f"{type(batch).__name__} is judged by more than one forward pass, which has no "
+                "gradient: tune with a method that needs none, such as mezo"
+            )
         chosen = self._plan(tuple(names))
         value = onnxruntime().OrtValue.ortvalue_from_numpy
         feeds = {name: value(array) for name, array in batch.feeds().items()}
@@ -112,8 +123,7 @@ class GradientSession:
         session = self._sessions.get(piece.model)
         if session is None:
             try:
-                # Many sessions take turns: what one keeps, the others would want.
-                session = open_session(piece.model, self._threads, arena=False)
+                session = _open(piece.model, self._threads)
             except Exception as error:
                 raise InputError(
                     f"ONNX Runtime cannot load the gradient graph of {self._folder}: {error}"
@@ -139,6 +149,15 @@ class GradientSession:
                 self._graph, self._outputs, self._weights.keys(), names, self._keep
             )
         return self._plans[names]
+
+
+def _open(model: bytes, threads: int) -> Any:
+    options = session_options(threads)
+    # Many sessions take turns: what one keeps for its next run, the others would want.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class _Values:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from edgezo_runtime.arena import Arena, Term
-from edgezo_runtime.errors import InputError
+from edgezo_runtime.arena import Term
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.methods.base import Estimate, check_scale
+from edgezo_runtime.methods.base import Estimate
 from edgezo_runtime.methods.first_order import FirstOrder, as_loss
+from edgezo_runtime.methods.options import Number
 from edgezo_runtime.noise import Direction
 
 
@@ -27,15 +26,9 @@ class Addax(FirstOrder):
     The long sequences, whose activations would take the most memory, are in :math:`B_0`; the short
     ones are in :math:`B_1`.
 
-    Args:
-        arena: the trained weights.
-        seed: names all directions of the run.
-        weight_decay: decoupled, times the learning rate, for matrices.
+    Settings:
         eps: perturbation scale, in units of the weights.
         zo_weight: alpha.
-
-    Raises:
-        InputError: a setting is out of range, or the weights are 16-bit floats.
 
     References:
         Li et al., "Addax: Utilizing Zeroth-Order Gradients to Improve Memory Efficiency and
@@ -47,19 +40,9 @@ class Addax(FirstOrder):
     rule = rules.Sgd
     keeps = False
 
-    def __init__(
-        self,
-        arena: Arena,
-        seed: int,
-        weight_decay: float = 0.0,
-        eps: float = 1e-3,
-        zo_weight: float = 1e-3,
-    ) -> None:
-        super().__init__(arena, seed, weight_decay)
-        check_scale(eps, weight_decay, "binomial")
-        if not 0 <= zo_weight <= 1:
-            raise InputError(f"zo weight is {zo_weight}; use a number from 0 to 1, such as 1e-3")
-        self.eps, self.zo_weight = eps, zo_weight
+    family = "hybrid"
+    eps = Number(1e-3, above=0)
+    zo_weight = Number(1e-3, least=0, most=1)
 
     @property
     def forwards(self) -> int:
@@ -68,9 +51,6 @@ class Addax(FirstOrder):
     @property
     def scalars(self) -> int:
         return 2
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "eps": self.eps, "zo_weight": self.zo_weight}
 
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
         """Takes a step; `loss` is that of the long batch, and its gradients are the short one's."""

@@ -14,7 +14,8 @@ from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.methods.base import Estimate, Method
+from edgezo_runtime.methods.base import Estimate
+from edgezo_runtime.methods.options import Number, choose
 
 
 class Loss(Protocol):
@@ -27,7 +28,7 @@ class Loss(Protocol):
     ) -> float: ...
 
 
-class FirstOrder(Method):
+class FirstOrder:
     r"""An update rule that is applied to each weight as soon as its gradient is whole.
 
     Weight decay :math:`\lambda` is decoupled, :math:`w \leftarrow w (1 - \eta \lambda)` before the
@@ -37,14 +38,29 @@ class FirstOrder(Method):
     Args:
         arena: the trained weights.
         seed: names all random choices of the run.
+        settings: by name; those not given have their defaults.
+
+    Settings:
         weight_decay: times the learning rate.
 
     Raises:
-        InputError: a setting is out of range, or the weights are 16-bit floats.
+        InputError: a setting there is none of or that is out of range, or the weights are no
+            float32.
 
     Attributes:
+        name: as `--method` takes it.
+        paper: where it comes from.
+        lr: the learning rate where none is given.
+        family: of methods that are compared with each other.
+        chosen: the value of each setting.
         changed: whether the last step changed weights.
     """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    lr: ClassVar[float] = 1e-5
+    family: ClassVar[str] = "first-order"
+    weight_decay = Number(0.0, least=0)
 
     rule: ClassVar[type[rules.Rule]]
     #: Whether products are kept between the passes: faster, where the state is larger than they.
@@ -52,17 +68,16 @@ class FirstOrder(Method):
     #: Whether the state lies on disk.
     on_disk: ClassVar[bool] = False
 
-    def __init__(self, arena: Arena, seed: int, weight_decay: float = 0.0) -> None:
-        super().__init__(arena, seed)
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
+    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
+        self.arena = arena
+        self.seed = seed
+        self.chosen = choose(type(self), f"method {self.name}", settings)
         for parameter in arena.parameters:
             if parameter.dtype != dtypes.FLOAT32.name:
                 raise InputError(
                     f"{parameter.name} is {parameter.dtype}, and only float32 weights have "
                     "gradients: export the model as float32 to tune it"
                 )
-        self.weight_decay = weight_decay
         self.changed = False
         self._rule = self.rule()
         self._parameters = {p.name: p for p in arena.parameters}
@@ -73,10 +88,12 @@ class FirstOrder(Method):
 
     @property
     def forwards(self) -> int:
+        """Passes per step, each with its backward part."""
         return 1
 
     @property
     def scalars(self) -> int:
+        """Numbers that a record holds besides the learning rate."""
         return 1
 
     @property
@@ -90,14 +107,20 @@ class FirstOrder(Method):
         return self._state.nbytes
 
     def settings(self) -> dict[str, Any]:
-        return {"weight_decay": self.weight_decay}
+        """Returns the settings that, with the seed, make this method again."""
+        return dict(self.chosen)
 
     def names(self, number: int) -> tuple[str, ...]:
         """Returns the weights that step `number` changes."""
         return tuple(self._parameters)
 
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
-        """Goes down the gradient; `loss` is a `Loss`.
+        """Goes down the gradient.
+
+        Args:
+            number: the step's number, from 1.
+            loss: of this step's batch; a `Loss`.
+            lr: this step's learning rate.
 
         Raises:
             EdgezoError: a gradient is not finite, though the loss is.
@@ -136,6 +159,7 @@ class FirstOrder(Method):
         self._rule.update(parameter, weights, gradient, lr, self._state)
 
     def replay(self, number: int, record: Record) -> None:
+        """Raises EdgezoError: the record does not say what the step did."""
         raise EdgezoError(f"a run of {self.name} cannot be replayed from its journal")
 
 
@@ -170,9 +194,11 @@ class Lomo(FirstOrder):
 
     @property
     def forwards(self) -> int:
+        """Passes per step: one measures the gradient's norm."""
         return 2
 
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        """Measures the gradient's norm, then goes down it."""
         total = 0.0
 
         def measure(name: str, gradient: np.ndarray) -> None:
