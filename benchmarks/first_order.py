@@ -27,8 +27,8 @@ from edgezo.cli.bench import bundle_for, show_round
 from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import default_threads
 from edgezo_runtime.errors import EdgezoError
-from edgezo_runtime.model import default_threads
 
 METHODS = ("ip-sgd", "sgd", "adamw")
 TOLERANCE = 1e-3  # of the loss at the start, in nats

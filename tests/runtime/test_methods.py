@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from method_references import REFERENCES, Step
 from runtime_helpers import Quadratic, Specs, contents, fill, make_arena, write_bundle
 
-from edgezo_runtime import noise, snapshot
+from edgezo_runtime import methods, noise, snapshot
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -27,7 +27,7 @@ from edgezo_runtime.journal import (
     read,
 )
 from edgezo_runtime.lowrank import Subspace, orthonormal
-from edgezo_runtime.methods import FORWARD_ONLY, Method, make
+from edgezo_runtime.methods import FORWARD_ONLY, Method
 from edgezo_runtime.methods.base import power
 from edgezo_runtime.methods.options import settings_of
 from edgezo_runtime.methods.probe import find_rate
@@ -79,6 +79,12 @@ STATE = {
 RATE = np.float32(1e-4)
 
 every_method = pytest.mark.parametrize("name", FORWARD_ONLY)
+
+
+def make(name: str, arena: Arena, seed: int, settings: Mapping[str, Any]) -> Method:
+    made = methods.make(name, arena, seed, settings)
+    assert isinstance(made, Method)
+    return made
 
 
 def short(name: str, arena: Arena, seed: int = 3, **more: Any) -> Method:
