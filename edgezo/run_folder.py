@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from edgezo.finite_json import finite_json
-from edgezo_runtime import journal, peft, safetensors_file, snapshot
+from edgezo_runtime import journal, peft, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
@@ -106,9 +106,8 @@ class RunFolder:
         A run of a LoRA adapter is what PEFT loads: the adapter alone, with its settings.
         """
         if weights.bundle.manifest.adapter:
-            weights.settle()
-            return peft.write_adapter(self.path, weights.bundle, weights.arena.views)
-        digest = safetensors_file.write(self.weights, weights.tensors())
+            return peft.write_adapter(self.path, weights.bundle, weights.trained())
+        digest = weights.save(self.weights)
         for name in SIDE_FILES:
             source = weights.bundle.folder / name
             if source.exists():
@@ -130,7 +129,7 @@ class MetricsFile:
 
     def __init__(self, run: RunFolder, steps: int = 0) -> None:
         lines = run.read_metrics() if steps else []
-        kept = [line for line in lines if line["step"] < steps + ("eval" not in line)]
+        kept = [line for line in lines if line["step"] < steps + ("loss" in line)]
         self._path = run.path / METRICS
         write_text(self._path, "".join(finite_json(line) + "\n" for line in kept))
         self._file = self._path.open("ab", buffering=0)  # nothing is left to fail in `close`

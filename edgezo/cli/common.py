@@ -12,6 +12,7 @@ from edgezo.adapted import open_adapted
 from edgezo.cli.adapters import add_adapter
 from edgezo.finite_json import finite_json
 from edgezo.run_folder import RunFolder, is_run
+from edgezo.tasks.make import TASKS
 from edgezo_runtime import journal, peft
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
@@ -19,6 +20,9 @@ from edgezo_runtime.model import Model, load
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
+)
+device_option = click.option(
+    "--device", help="cpu, cuda, or cuda:1 for the second card.  [default: cpu]"
 )
 
 
@@ -30,6 +34,16 @@ template_option = click.option(
     "--template",
     callback=_unescaped,
     help=r"Prompt with columns in braces, as in '{text}\nTopic:'; \n is a line break.",
+)
+
+
+task_option = click.option("--task", help=f"{', '.join(TASKS)}.  [default: by model and data]")
+prompt_option = click.option(
+    "--prompt",
+    help="A prompt of the catalogue, such as sst2, rte or copa, or a YAML file; other flags win.",
+)
+label_words_option = click.option(
+    "--label-words", help="Word for each label, with commas between them."
 )
 
 
@@ -52,7 +66,7 @@ def print_json(fields: dict[str, Any]) -> None:
     click.echo(finite_json(fields))
 
 
-def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
+def open_model(path: Path, device: str | None, threads: int | None) -> tuple[Model, dict[str, Any]]:
     """Opens a bundle, or a run's base bundle with its tuned weights.
 
     Returns:
@@ -61,8 +75,9 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     Raises:
         InputError: neither is there, or the run is not finished.
     """
+    where: dict[str, Any] = {"device": device or "cpu", "threads": threads}
     if not is_run(path):
-        return load(path, threads=threads), {}
+        return load(path, **where), {}
     run = RunFolder(path)
     settings = run.read_settings()
     if not run.weights.exists():
@@ -70,9 +85,9 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     header = journal.read(run.journal).header
     adapter = header.get("adapter")
     if adapter is None:
-        return load(settings["bundle"], threads=threads, weights=run.weights), settings
+        return load(settings["bundle"], **where, weights=run.weights), settings
     bundle = open_adapted(settings["bundle"], adapter, add_adapter)
-    model = load(bundle, threads=threads, weights=run.weights, prefix=peft.prefix(adapter))
+    model = load(bundle, **where, weights=run.weights, prefix=peft.prefix(adapter))
     return model, settings
 
 
