@@ -221,9 +221,10 @@ class Tuner:
             rate = np.float32(lr)
         estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
         record = estimate.record
-        slope = float(record.scalars[0])
-        if len(record.scalars) > 1:
-            slope = float(np.sqrt(np.mean(np.square(record.scalars, dtype=np.float64))))
+        slopes = record.scalars[: self._tuning.method.estimates]
+        slope = float(slopes[0])
+        if len(slopes) > 1:
+            slope = float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
         return Step(number, estimate.loss, slope, float(rate), record.skipped)
 
     def snapshot(self) -> None:

@@ -119,7 +119,7 @@ class Method(abc.ABC):
 
     @property
     def estimates(self) -> int:
-        """How many slopes an update takes the mean of."""
+        """How many slopes an update takes the mean of; a record holds them first."""
         return 1
 
     @property
