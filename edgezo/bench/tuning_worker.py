@@ -36,12 +36,14 @@ class TuningWorker:
         onnxruntime()
         self._resident = resident_bytes()
 
-    def open(self, bundle: str, feeds: str, labels: list[int], threads: int) -> None:
-        """Loads the bundle, and the batch's inputs from an ``.npz`` file."""
+    def open(
+        self, bundle: str, feeds: str, labels: list[int], threads: int, tune: str = FULL
+    ) -> None:
+        """Loads the bundle to tune `tune` of it, and the batch's inputs from an ``.npz`` file."""
         with np.load(feeds) as file:
             inputs: dict[str, Any] = {name: file[name] for name in file.files}
         self._batch = Batch(**inputs, objective=CandidateLoss(np.array(labels)))
-        self._weights = Weights(open_bundle(bundle), FULL, CpuDevice(threads))
+        self._weights = Weights(open_bundle(bundle), tune, CpuDevice(threads))
         self._weights.load()
         self._session = Session(
             self._weights.bundle,

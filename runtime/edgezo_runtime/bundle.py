@@ -24,6 +24,8 @@ GENERATE = "generate.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
+#: What the integers of a weight have behind its name.
+PACKED = "_packed"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 KINDS = ("causal", "masked", "head", "seq2seq")
 #: The form of a model that continues its text: of any bundle that says nothing else.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,13 @@ def check_destination(
 def map_tensor(path: Path, entry: TensorEntry) -> np.ndarray:
     """Returns the tensor as a read-only memory map, for weights that stay frozen."""
     return np.memmap(path, entry.dtype.storage, mode="r", offset=entry.start, shape=entry.shape)
+
+
+def release(mapped: np.ndarray) -> None:
+    """Gives the memory of a mapped tensor back; what is read again comes from the file again."""
+    file = getattr(mapped, "_mmap", None)
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def write(

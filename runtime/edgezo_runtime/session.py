@@ -18,7 +18,7 @@ from edgezo_runtime.constants import with_constants
 from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.safetensors_file import TensorEntry
+from edgezo_runtime.safetensors_file import TensorEntry, release
 from edgezo_runtime.split import split
 
 _QUESTIONS = ("positions", "targets", "candidates")  # inputs that only the end of a graph reads
@@ -59,6 +59,8 @@ class Session:
                     "on the CPU: export the model with --dtype float32 or float16"
                 ) from error
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
+        for name in constants:  # each session has packed them for itself
+            release(weights[name])
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
         for parameter in parameters:

@@ -136,6 +136,7 @@ def test_batch_that_does_not_fit_is_refused(bundle: Bundle, rows: int, tokens: i
 
 def test_step_prints_what_was_agreed(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["--batch", "2", "--tokens", "8", "--repeats", "5", "--threads", "1", "--json"]
+    flags += ["--tune", "norm"]
     done = CliRunner().invoke(cli.command, ["step", "--model", str(tiny_bundle), *flags])
     assert done.exit_code == 0, done.output
     fields = json.loads(done.output.splitlines()[-1])
@@ -146,6 +147,7 @@ def test_step_prints_what_was_agreed(tiny_bundle: Path, tmp_path: Path) -> None:
     assert fields["ratio"] == pytest.approx(ratio, rel=0.05)
     assert fields["memory_ratio"] > 0
     assert (fields["model"], fields["batch"], fields["tokens"]) == ("tiny", 2, 8)
+    assert fields["tune"] == "norm"
     assert fields["threads"] == 1
     assert fields["inference_threads"] in (1, None)
     assert {"python", "numpy"} < fields["versions"].keys()

@@ -14,6 +14,7 @@ from edgezo_export.quantize import quantize_bundle
 from edgezo_export.quantized_linear import FORMATS
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.model import Weights
 from edgezo_runtime.select import ADAPTERS
@@ -44,8 +45,8 @@ def test_reading_on_is_reading_anew(
     else:
         bundle = adapt(open_bundle(folder), {"kind": change})
     weights = random_weights(bundle)
-    whole = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1)
-    session = GenerationSession(weights, 1)
+    whole = Session(bundle, weights.arrays(), weights.arena.views.keys(), CpuDevice(1))
+    session = GenerationSession(weights, CpuDevice(1))
     mask = np.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
     tokens = np.random.default_rng(1).integers(3, VOCABULARY, mask.shape) * mask
     texts = [row[kept == 1] for row, kept in zip(tokens, mask, strict=True)]
