@@ -98,7 +98,7 @@ class Method(abc.ABC):
     #: The largest slope that the update can take without overflow.
     most: ClassVar[float] = math.inf
 
-    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
+    def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
         self.chosen = choose(type(self), f"method {self.name}", settings)
