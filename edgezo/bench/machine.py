@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from edgezo_runtime.model import default_threads
+from edgezo_runtime.devices import default_threads
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -19,8 +19,9 @@ from edgezo.bench.machine import versions
 from edgezo.bench.processes import WorkerProcess
 from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import default_threads
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.model import default_threads
+from edgezo_runtime.select import FULL
 
 TUNING_WORKER = "edgezo.bench.tuning_worker"
 CHOICES = 7
@@ -40,6 +41,7 @@ def bench_step(
     tokens: int = 64,
     rounds: int = 9,
     threads: int | None = None,
+    tune: str = FULL,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measures a MeZO step of a bundle, and ONNX Runtime's default session over the same graph.
@@ -54,6 +56,7 @@ def bench_step(
         tokens: of each row, drawn at random.
         rounds: turns of each process, at least `LEAST_ROUNDS`.
         threads: of both; if None all cores for tuning, and ONNX Runtime's default for inference.
+        tune: what a step changes; see `Weights`.
         progress: called with (rounds done, rounds in all).
 
     Raises:
@@ -72,7 +75,7 @@ def bench_step(
         WorkerProcess("-m", INFERENCE_WORKER) as inference,
     ):
         feeds = save_feeds(batch.feeds(), scratch)
-        open_tuning(tuning, bundle.folder, feeds, batch, cores)
+        open_tuning(tuning, bundle.folder, feeds, batch, cores, tune=tune)
         inference.call("open", model=str(model), feeds=feeds, threads=threads)
         _check_equal(tuning.call("candidate_logits"), inference.call("candidate_logits"))
         turns = ((tuning, "", _TUNING_TURN), (inference, "inference_", _INFERENCE_TURN))
@@ -99,6 +102,7 @@ def bench_step(
         "memory_ratio": round(peak / inference_peak, 4),
         "model": folder.name.removesuffix(".edgezo"),
         "parameters": sum(parameter.size for parameter in bundle.manifest.parameters),
+        "tune": tune,
         "batch": rows,
         "tokens": tokens,
         "rounds": rounds,
@@ -138,12 +142,20 @@ def random_batch(bundle: Bundle, rows: int, tokens: int, seed: int = 0) -> Batch
 
 
 def open_tuning(
-    worker: WorkerProcess, bundle: Path, feeds: str, batch: Batch, threads: int
+    worker: WorkerProcess,
+    bundle: Path,
+    feeds: str,
+    batch: Batch,
+    threads: int,
+    **settings: str,
 ) -> None:
-    """Loads `bundle` and `batch`, whose inputs are saved in `feeds`, in a tuning worker."""
+    """Loads `bundle` and `batch`, whose inputs are saved in `feeds`, in a tuning worker.
+
+    What else its `open` takes are the `settings`.
+    """
     assert isinstance(batch.objective, CandidateLoss)
     labels = batch.objective.labels.tolist()
-    worker.call("open", bundle=str(bundle), feeds=feeds, labels=labels, threads=threads)
+    worker.call("open", bundle=str(bundle), feeds=feeds, labels=labels, threads=threads, **settings)
 
 
 def _vocabulary(bundle: Bundle) -> int:

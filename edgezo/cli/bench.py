@@ -12,6 +12,7 @@ import click
 from edgezo.bench.step import LEAST_ROUNDS, bench_step
 from edgezo.cli.common import as_json, print_json, subcommand, threads_option
 from edgezo.cli.models import default_model
+from edgezo_runtime.select import FULL
 
 RANDOM_MODELS = ("opt-125m",)
 DEFAULT_MODEL = "smollm2"
@@ -38,10 +39,17 @@ def command() -> None:
     show_default=True,
     help="Turns that each process takes.",
 )
+@click.option("--tune", default=FULL, show_default=True, help="What a step changes, as for train.")
 @threads_option
 @as_json
 def step(
-    model: str, batch: int, tokens: int, repeats: int, threads: int | None, as_json: bool
+    model: str,
+    batch: int,
+    tokens: int,
+    repeats: int,
+    tune: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure a tuning step against plain inference in ONNX Runtime's default session.
 
@@ -55,6 +63,7 @@ def step(
         tokens=tokens,
         rounds=repeats,
         threads=threads,
+        tune=tune,
         progress=show_round,
     )
     if as_json:

@@ -12,6 +12,7 @@ import click
 from edgezo.answers import evaluate_answers
 from edgezo.cli.common import (
     as_json,
+    device_option,
     label_words_option,
     open_model,
     print_json,
@@ -61,6 +62,7 @@ from edgezo_runtime.journal import read
 @click.option("--shots", type=click.IntRange(1), help="Show so many solved rows before each.")
 @click.option("--shot-data", type=click.Path(path_type=Path), help="Rows to show, JSONL.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Draws the rows to show.")
+@device_option
 @threads_option
 @as_json
 def command(
@@ -76,6 +78,7 @@ def command(
     shots: int | None,
     shot_data: Path | None,
     seed: int,
+    device: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -85,7 +88,7 @@ def command(
     label words unless others are given. With --shots, rows of --shot-data stand before each row
     with their answers, as many of them as fit.
     """
-    loaded, _ = open_model(model, threads)
+    loaded, _ = open_model(model, device, threads)
     asked = load_prompt(prompt, loaded.form["kind"]).override(task, template, label_words)
     header = read(RunFolder(model).journal).header if is_run(model) else {}
     own = header.get("task")

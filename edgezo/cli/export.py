@@ -14,11 +14,10 @@ from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_source import export_onnx
 from edgezo.settings import adapter_request
+from edgezo.tasks.make import TASKS
 from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.select import ADAPTERS, FULL
-
-TASKS = ("classify", "masked", "head", "generate", "text")
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
@@ -35,7 +34,7 @@ TASKS = ("classify", "masked", "head", "generate", "text")
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of a folder: its weights and computation; 16 bits can be run, and not yet be tuned.",
+    help="Of a folder: its weights and computation; 16 bits are not tuned, bfloat16 needs CUDA.",
 )
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(
@@ -49,6 +48,7 @@ TASKS = ("classify", "masked", "head", "generate", "text")
 @click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
 @adapter_options
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
+@click.option("--block", type=int, help="Of int4: weights that share a scale, 32 or 128.")
 @as_json
 def command(
     source: Path,
@@ -61,6 +61,7 @@ def command(
     labels: str | None,
     tune: str | None,
     quantize: str | None,
+    block: int | None,
     as_json: bool,
     **adapter: Any,
 ) -> None:
@@ -74,6 +75,10 @@ def command(
     """
     started = time.perf_counter()
     fields: dict[str, Any] = {"out": str(out)}
+    if block is not None and quantize is None:
+        raise InputError("--block is for --quantize int4: give both, or leave it out")
+    if source.suffix == ".onnx" and quantize is not None:
+        raise InputError("--quantize is for checkpoints and bundles: leave it out for .onnx files")
     if source.suffix != ".onnx" and (output or loss or labels):
         raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
     if source.suffix == ".onnx":
@@ -82,7 +87,7 @@ def command(
         fields["constant"] = len(exported.weights) - fields["trained"]
         fields["difference"] = exported.difference
     elif quantize is not None:
-        export_quantized(source, out, quantize)
+        export_quantized(source, out, quantize, block, tune, adapter)
     elif is_bundle(source) or tune is not None:
         export_adapted(source, out, tune, adapter)
     else:
@@ -111,22 +116,36 @@ def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str
     write_adapted(adapted, out)
 
 
-def export_quantized(source: Path, out: Path, form: str) -> None:
-    """Quantises the bundle `source`, or the bundle of the Hugging Face folder `source`."""
+def export_quantized(
+    source: Path,
+    out: Path,
+    form: str,
+    block: int | None = None,
+    tune: str | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> None:
+    """Quantises the bundle `source`, or the bundle of the Hugging Face folder `source`.
+
+    Where `tune` names an adapter, it is added to the quantised bundle.
+    """
     try:
         from edgezo_export.quantize import quantize_bundle
     except ImportError as error:
         raise EdgezoError(
             f"quantising needs {error.name}: run `pip install 'edgezo[onnx]'`"
         ) from error
-    if is_bundle(source):
-        quantize_bundle(source, out, form)
-        return
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = Path(scratch) / "whole.edgezo"
-        export_checkpoint(source, whole)
-        quantize_bundle(whole, out, form)
+        whole = source
+        if not is_bundle(source):
+            whole = Path(scratch) / "whole.edgezo"
+            export_checkpoint(source, whole)
+        plain = out if tune is None else Path(scratch) / "plain.edgezo"
+        quantize_bundle(whole, plain, form, block)
+        if tune is not None:
+            export_adapted(plain, out, tune, adapter or {})
 
 
 def export_checkpoint(

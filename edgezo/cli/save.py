@@ -11,14 +11,14 @@ import click
 
 from edgezo.cli.common import as_json, open_model, print_json, subcommand
 from edgezo_runtime import peft
-from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS, Bundle
+from edgezo_runtime.bundle import QUANTIZED, SIDE_FILES, WEIGHTS, Bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
 from edgezo_runtime.model import Model
 
 
 def _peft(model: Model, out: Path) -> None:
-    peft.write_adapter(out, model.bundle, model.weights.arena.views)
+    peft.write_adapter(out, model.bundle, model.weights.trained())
 
 
 def _merged(model: Model, out: Path) -> None:
@@ -37,7 +37,7 @@ def _onnx_adapter(model: Model, out: Path) -> None:
     from edgezo_export.inference_graph import write_adapter_graph
 
     _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
-    write_adapter_graph(model.bundle, model.weights.arena.views, out)
+    write_adapter_graph(model.bundle, model.weights.trained(), out)
 
 
 def _copy(bundle: Bundle, out: Path, *names: str) -> None:
@@ -48,17 +48,22 @@ def _copy(bundle: Bundle, out: Path, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """How to write one, and the kinds of adapter that it can hold; None: a model's weights."""
+    """How to write one, and the kinds of adapter that it can hold; None: a model's weights.
+
+    Over quantised weights fewer can be held: nothing is merged into integers, and transformers does
+    not read them.
+    """
 
     write: Callable[[Model, Path], None]
     kinds: tuple[str | None, ...]
+    quantized: tuple[str | None, ...]
 
 
 FORMATS = {
-    "merged": Format(_merged, (None, "lora")),
-    "onnx": Format(_onnx, (None, "lora")),
-    "peft": Format(_peft, ("lora", "prompt")),
-    "onnx-adapter": Format(_onnx_adapter, ("lora",)),
+    "merged": Format(_merged, (None, "lora"), ()),
+    "onnx": Format(_onnx, (None, "lora"), (None,)),
+    "peft": Format(_peft, ("lora", "prompt"), ("lora", "prompt")),
+    "onnx-adapter": Format(_onnx_adapter, ("lora",), ("lora",)),
 }
 
 
@@ -77,13 +82,16 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     as PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
     adapter.onnx_adapter for ONNX Runtime to fill them with.
     """
-    model, _ = open_model(run, None)
+    model, _ = open_model(run, None, None)
     kind = model.bundle.manifest.adapter.get("kind")
-    if kind not in FORMATS[style].kinds:
-        ways = " or ".join(name for name, known in FORMATS.items() if kind in known.kinds)
+    quantized = any(p.kind == QUANTIZED for p in model.bundle.manifest.parameters)
+    able = [n for n, f in FORMATS.items() if kind in (f.quantized if quantized else f.kinds)]
+    if style not in able:
+        tuned = f"a {kind}" if kind else "no adapter"
         raise InputError(
-            f"{run} tuned {f'a {kind}' if kind else 'no adapter'}, which --format {style} does not "
-            f"hold: {f'use {ways}' if ways else 'only edgezo itself runs it'}"
+            f"{run} tuned {tuned}{' over quantised weights' if quantized else ''}, which --format "
+            f"{style} does not hold: "
+            + (f"use {' or '.join(able)}" if able else "only edgezo itself runs it")
         )
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")

@@ -14,7 +14,15 @@ import onnx_ir.passes.common as common_passes
 
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, TARGETS, Losses
 from edgezo_export.onnx_reader import read_onnx
-from edgezo_export.row_axes import ROWS, array_inputs, find_probe, session_of
+from edgezo_export.row_axes import (
+    ROWS,
+    Probe,
+    array_inputs,
+    find_probe,
+    rows_one_by_one,
+    session_of,
+)
+from edgezo_export.scales import rounds_whole_batches
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_runtime.errors import InputError
@@ -64,6 +72,7 @@ class ArrayGraph:
         common_passes.RemoveUnusedNodesPass()(self.model)
         for value in [v for v in self.model.graph.inputs if not v.uses()]:
             self.model.graph.inputs.remove(value)
+        self._whole_batches = rounds_whole_batches(self.model)
         self.plain = session_of(source)
         every = array_inputs(read_onnx(source), judged, source)  # it may need what we do not
         self.probe = find_probe(self.model, every, self.output, source, self.plain)
@@ -76,6 +85,25 @@ class ArrayGraph:
         losses.attach(loss)
         self.of_probabilities = losses.of_probabilities
         self._lift([w for w in self.weights if w.trainable and w.name not in excluded])
+
+    def expected(self, feeds: dict[str, np.ndarray], session: Any, probe: Probe) -> np.ndarray:
+        """Returns what the untouched file gives for `feeds`, which `probe` drew.
+
+        Row by row, so that rows which meet in one batch are found out; but all at once where the
+        file rounds activations by the range of a whole batch.
+
+        Raises:
+            InputError: such a file takes no batch of so many rows.
+        """
+        if not self._whole_batches:
+            return rows_one_by_one(session, probe, feeds, self.output)
+        try:
+            return session.run([self.output], feeds)[0]
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise InputError(
+                f"{self._source} rounds activations by the range of a whole batch, and its batch "
+                "size is fixed: quantise a file with a free batch size"
+            ) from error
 
     def task(self, labels: Sequence[str] | None) -> dict[str, Any]:
         """Returns the bundle's task; raises InputError where `labels` do not fit the output."""

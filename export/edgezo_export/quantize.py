@@ -9,15 +9,22 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
-from edgezo_export.quantized_linear import FORMATS, Format, QuantizeLinears
+from edgezo_export.quantized_linear import (
+    BLOCKS,
+    FORMATS,
+    BlockFormat,
+    Format,
+    QuantizeLinears,
+    quantizable,
+)
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.text_graph import save_graph
 from edgezo_runtime import safetensors_file
-from edgezo_runtime.bundle import GRAPH, SIDE_FILES, Parameter, open_bundle
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 
 
-def quantize_bundle(source: Path, out: Path, name: str) -> Path:
+def quantize_bundle(source: Path, out: Path, name: str, block: int | None = None) -> Path:
     """Writes the bundle `source` with quantised linear layers and returns its folder `out`.
 
     Embeddings, norms and biases stay as they are, and so does a projection that is tied to the
@@ -27,25 +34,38 @@ def quantize_bundle(source: Path, out: Path, name: str) -> Path:
         source: a bundle of float32 weights.
         out: the new bundle's folder; must not exist yet.
         name: one of `FORMATS`: ``"int4"`` or ``"int8"``.
+        block: weights of int4 that share a scale, one of `BLOCKS`; 32 if None.
 
     Raises:
-        InputError: there is no such format, `source` has no linear layer of float32 that could be
-            quantised, or `out` exists.
+        InputError: there is no such format or block, `source` has an adapter, or no linear layer of
+            float32 that could be quantised, or `out` exists.
     """
     if name not in FORMATS:
         raise InputError(f"cannot quantise to {name!r}; use one of {', '.join(FORMATS)}")
+    form = FORMATS[name] if block is None else _with_block(name, block)
     bundle = open_bundle(source)
-    model = ir.load(bundle.graph)
-    quantise = QuantizeLinears(FORMATS[name], bundle.manifest.parameters)
-    quantise(model)
-    if not quantise.replaced:
+    if bundle.manifest.adapter:
+        raise InputError(
+            f"{source} has a {bundle.manifest.adapter['kind']} adapter: quantise the bundle that "
+            "it was made from, and add the adapter to that"
+        )
+    before = bundle.manifest.parameters
+    models = {GRAPH: ir.load(bundle.graph)}
+    if bundle.generates:
+        models[GENERATE] = ir.load(bundle.folder / GENERATE)
+    chosen = set.intersection(*(quantizable(model, before) for model in models.values()))
+    if not chosen:
         raise InputError(f"{source} has no linear layer of float32 weights that can be quantised")
-    model.metadata_props[PARAMETERS_KEY] = parameters_text(
-        (p.name, p.kind, p.aliases) for p in quantise.parameters
-    )
-    tensors = _Tensors(bundle.weights, FORMATS[name], quantise.replaced)
+    quantise = QuantizeLinears(form, before, chosen)
+    for model in models.values():
+        quantise(model)
+        model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (p.name, p.kind, p.aliases) for p in quantise.parameters
+        )
+    tensors = _Tensors(bundle.weights, form, quantise.replaced)
     with new_folder(out) as folder:
-        save_graph(model, folder / GRAPH)
+        for file, model in models.items():
+            save_graph(model, folder / file)
         for file in SIDE_FILES:
             if (bundle.folder / file).is_file():
                 shutil.copyfile(bundle.folder / file, folder / file)
@@ -55,8 +75,17 @@ def quantize_bundle(source: Path, out: Path, name: str) -> Path:
             context_length=bundle.manifest.context_length,
             task=bundle.manifest.task,
             made_with=("onnxruntime",),
+            form=bundle.manifest.form,
         )
     return out
+
+
+def _with_block(name: str, block: int) -> Format:
+    if not isinstance(FORMATS[name], BlockFormat):
+        raise InputError(f"{name} has a scale for each output and no blocks: leave --block out")
+    if block not in BLOCKS:
+        raise InputError(f"--block is {block}; use one of {', '.join(map(str, BLOCKS))}")
+    return BlockFormat(block)
 
 
 class _Tensors:

@@ -6,7 +6,7 @@ A scale is clamped to `LEAST_SCALE` in the graph, so that no tuning step turns a
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,13 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 
 from edgezo_export.rows import rank
-from edgezo_runtime.bundle import QUANTIZED, Parameter
+from edgezo_runtime.bundle import PACKED, QUANTIZED, Parameter
 
 #: As QZO's code clamps them, see https://arxiv.org/abs/2505.13430.
 LEAST_SCALE = 1e-7
+_SCALE, _ZERO_POINT = "_scale", "_zero_point"
 _CONTRIB = "com.microsoft"
-_PACKED, _SCALE, _ZERO_POINT = "packed", "scale", "zero_point"
+_MIDDLE = 128  # what an integer of eight bits has for zero, unless a zero point says otherwise
 
 
 class Format(abc.ABC):
@@ -50,72 +51,82 @@ class BlockFormat(Format):
     ONNX Runtime's `MatMulNBits` reads it.
 
     Attributes:
-        bits: of an integer, 4 or 8.
         block: weights in a block, a power of two from 16 on.
     """
 
-    bits: int
     block: int
 
     def parameters(self, weight: Parameter, shape: tuple[int, int]) -> list[Parameter]:
         out, blocks = shape[0], -(-shape[1] // self.block)
         part = _Parts(weight)
         return [
-            part.of(_PACKED, (out, blocks, self.block * self.bits // 8), "uint8", QUANTIZED),
+            part.of(PACKED, (out, blocks, self.block // 2), "uint8", QUANTIZED),
             part.of(_SCALE, (out, blocks), "float32", "scale"),
-            part.of(_ZERO_POINT, (out, -(-blocks * self.bits // 8)), "uint8", QUANTIZED),
+            part.of(_ZERO_POINT, (out, -(-blocks // 2)), "uint8", QUANTIZED),
         ]
 
     def quantize(self, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
-        config = DefaultWeightOnlyQuantConfig(
-            block_size=self.block, is_symmetric=False, bits=self.bits
-        )
+        config = DefaultWeightOnlyQuantConfig(block_size=self.block, is_symmetric=False)
         quantizer = DefaultWeightOnlyQuantizer(config)
         values = quantizer.qbits_block_quant(np.ascontiguousarray(weight.T))
         # A block of zeros has scale 0, which could never grow.
         values = (values[0], np.maximum(values[1], np.float32(LEAST_SCALE)), values[2])
-        names = (_PACKED, _SCALE, _ZERO_POINT)
-        return {f"{name}_{part}": value for part, value in zip(names, values, strict=True)}
+        names = (PACKED, _SCALE, _ZERO_POINT)
+        return {f"{name}{part}": value for part, value in zip(names, values, strict=True)}
 
     def product(
         self, x: ir.Value, stored: Sequence[ir.Value], shape: tuple[int, int]
     ) -> list[ir.Node]:
         packed, scale, zero_point = stored
         clamped = _clamped(scale)
-        attributes = {"K": shape[1], "N": shape[0], "bits": self.bits, "block_size": self.block}
-        inputs = [x, packed, clamped[-1].outputs[0], zero_point]
-        return [*clamped, ir.node("MatMulNBits", inputs, attributes=attributes, domain=_CONTRIB)]
+        product = _matmul((x, packed, clamped[-1].outputs[0], zero_point), shape, 4, self.block)
+        return [*clamped, product]
 
 
 class RowFormat(Format):
-    r"""int8 with a scale for each output, symmetric: :math:`w = s q`."""
+    r"""int8 with a scale for each output, symmetric: :math:`w = s (q - 128)`.
+
+    `MatMulNBits` reads it too: it takes the same scale for each block of a row.
+    """
+
+    _BLOCK = 32
 
     def parameters(self, weight: Parameter, shape: tuple[int, int]) -> list[Parameter]:
         part = _Parts(weight)
         return [
-            part.of(_PACKED, shape, "int8", QUANTIZED),
+            part.of(PACKED, (shape[0], self._blocks(shape), self._BLOCK), "uint8", QUANTIZED),
             part.of(_SCALE, shape[:1], "float32", "scale"),
         ]
 
     def quantize(self, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
         scale = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), np.float32(LEAST_SCALE))
-        packed = np.rint(weight / scale[:, None]).astype(np.int8)
-        return {f"{name}_{_PACKED}": packed, f"{name}_{_SCALE}": scale}
+        out, blocks = len(weight), self._blocks(weight.shape)
+        packed = np.full((out, blocks * self._BLOCK), _MIDDLE, np.uint8)
+        packed[:, : weight.shape[1]] = np.rint(weight / scale[:, None]) + _MIDDLE
+        return {
+            f"{name}{PACKED}": packed.reshape(out, blocks, self._BLOCK),
+            f"{name}{_SCALE}": scale,
+        }
 
     def product(
         self, x: ir.Value, stored: Sequence[ir.Value], shape: tuple[int, int]
     ) -> list[ir.Node]:
         packed, scale = stored
         clamped = _clamped(scale)
-        # Not DequantizeLinear: its scale would multiply (out, in) weights, this one (..., out).
-        wide = ir.node("Cast", [packed], attributes={"to": ir.DataType.FLOAT})
-        turned = ir.node("Transpose", [wide.outputs[0]], attributes={"perm": [1, 0]})
-        product = ir.node("MatMul", [x, turned.outputs[0]])
-        scaled = ir.node("Mul", [product.outputs[0], clamped[-1].outputs[0]])
-        return [*clamped, wide, turned, product, scaled]
+        column = ir.node("Constant", [], attributes={"value_ints": [-1, 1]})
+        sizes = ir.node("Constant", [], attributes={"value_ints": [1, self._blocks(shape)]})
+        turned = ir.node("Reshape", [clamped[-1].outputs[0], column.outputs[0]])
+        scales = ir.node("Expand", [turned.outputs[0], sizes.outputs[0]])
+        product = _matmul((x, packed, scales.outputs[0]), shape, 8, self._BLOCK)
+        return [*clamped, column, sizes, turned, scales, product]
+
+    def _blocks(self, shape: Sequence[int]) -> int:
+        return -(-shape[1] // self._BLOCK)
 
 
-FORMATS: dict[str, Format] = {"int4": BlockFormat(4, 32), "int8": RowFormat()}
+FORMATS: dict[str, Format] = {"int4": BlockFormat(32), "int8": RowFormat()}
+#: Blocks of int4 that can be asked for.
+BLOCKS = (32, 128)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,12 @@ class _Parts:
     weight: Parameter
 
     def of(self, part: str, shape: tuple[int, ...], dtype: str, kind: str) -> Parameter:
-        return Parameter(f"{self.weight.name}_{part}", shape, dtype, kind)
+        return Parameter(f"{self.weight.name}{part}", shape, dtype, kind)
+
+
+def _matmul(inputs: Sequence[ir.Value], shape: tuple[int, int], bits: int, block: int) -> ir.Node:
+    attributes = {"K": shape[1], "N": shape[0], "bits": bits, "block_size": block}
+    return ir.node("MatMulNBits", inputs, attributes=attributes, domain=_CONTRIB)
 
 
 def _clamped(scale: ir.Value) -> list[ir.Node]:
@@ -142,36 +158,43 @@ class _Use:
 
 
 class QuantizeLinears(ir.passes.InPlacePass):
-    """Replaces each product with a linear float32 weight by one with quantised integers.
+    """Replaces each product with a weight by one with quantised integers.
+
+    Args:
+        form: how they are stored.
+        parameters: the model's.
+        chosen: which, of those that are `quantizable`.
 
     Attributes:
         parameters: the model's parameters afterwards, in order.
         replaced: the float32 weight of each new parameter, and whether it is (in, out).
     """
 
-    def __init__(self, form: Format, parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self, form: Format, parameters: Sequence[Parameter], chosen: Set[tuple[str, bool]]
+    ) -> None:
         super().__init__()
         self._form = form
         self._before = parameters
+        self._transposed = dict(chosen)
         self.parameters: list[Parameter] = []
         self.replaced: dict[str, tuple[str, bool]] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the pass."""
         inputs = {value.name: value for value in model.graph.inputs}
+        self.parameters = []
         for parameter in self._before:
-            value = inputs[parameter.name]
-            uses = _products(value) if _quantizable(parameter) else None
-            if uses is None:
+            if parameter.name not in self._transposed:
                 self.parameters.append(parameter)
                 continue
-            out, width = parameter.shape if uses[0].transposed else parameter.shape[::-1]
+            value, transposed = inputs[parameter.name], self._transposed[parameter.name]
+            out, width = parameter.shape if transposed else parameter.shape[::-1]
             stored = self._form.parameters(parameter, (out, width))
             self.parameters += stored
-            flipped = not uses[0].transposed
-            self.replaced |= {new.name: (parameter.name, flipped) for new in stored}
+            self.replaced |= {new.name: (parameter.name, not transposed) for new in stored}
             values = [_input(new) for new in stored]
-            for use in uses:
+            for use in _products(value):
                 _replace(use.node, self._form.product(_rows(use.node), values, (out, width)))
             _remove_unused(value)
             place = model.graph.inputs.index(value)
@@ -181,26 +204,34 @@ class QuantizeLinears(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.replaced))
 
 
-def _quantizable(parameter: Parameter) -> bool:
-    return parameter.kind == "linear" and parameter.dtype == "float32" and not parameter.aliases
+def quantizable(model: ir.Model, parameters: Sequence[Parameter]) -> set[tuple[str, bool]]:
+    """Returns the linear float32 weights that `model` multiplies with and uses for nothing else.
+
+    Returns:
+        Their names, and whether they are (out, in).
+    """
+    inputs = {value.name: value for value in model.graph.inputs}
+    linear = (p for p in parameters if p.kind == "linear" and p.dtype == "float32")
+    uses = {p.name: _products(inputs[p.name]) for p in linear if not p.aliases}
+    return {(name, found[0].transposed) for name, found in uses.items() if found}
 
 
-def _products(weight: ir.Value) -> list[_Use] | None:
-    """Returns the products with `weight`, or None if it is used for anything else."""
-    found = []
+def _products(weight: ir.Value) -> list[_Use]:
+    """Returns the products with `weight`, none if it is used for anything else."""
+    found: list[_Use] = []
     for node, index in weight.uses():
         if node.op_type == "Transpose" and rank(weight) == 2:
             users = node.outputs[0].uses()
             if not all(user.op_type == "MatMul" and place == 1 for user, place in users):
-                return None
+                return []
             found += [_Use(user, True) for user, _ in users]
         elif node.op_type == "Gemm" and index == 1 and _plain(node):
             found.append(_Use(node, bool(node.attributes.get_int("transB", 0))))
         elif node.op_type == "MatMul" and index == 1:
             found.append(_Use(node, False))
         else:
-            return None
-    return found if found and len({use.transposed for use in found}) == 1 else None
+            return []
+    return found if len({use.transposed for use in found}) == 1 else []
 
 
 def _plain(gemm: ir.Node) -> bool:

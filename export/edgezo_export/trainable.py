@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgezo_export.scales import fixed_scales, is_scale
 from edgezo_runtime import dtypes
 
 _FLOATS = {
@@ -21,10 +22,10 @@ _MASK = 1e30  # what is added to a score to forbid it; also beyond float16's ran
 
 #: Operators through which nothing flows back: their outputs are whole numbers or steps.
 _STEPS = {
-    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "DynamicQuantizeLinear",
-    "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "Multinomial", "NonZero", "Not", "Or", "QuantizeLinear", "RandomNormalLike",
-    "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Xor",
+    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor",
+    "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Multinomial", "NonZero",
+    "Not", "Or", "RandomNormalLike", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size",
+    "Xor",
 }  # fmt: skip
 
 _BOUND, _SHAPE = "a bound", "a shape argument"
@@ -66,7 +67,8 @@ class FoundWeight:
         name: its name in a bundle: safe in patterns, and no other's.
         dtype: its dtype's name.
         shape: its shape.
-        kind: ``"embedding"``, ``"linear"``, ``"norm"`` or ``"bias"``; empty if it is no weight.
+        kind: ``"embedding"``, ``"linear"``, ``"norm"``, ``"bias"`` or ``"scale"``; empty if it is
+            no weight.
         reason: why it cannot be tuned; empty if it can.
     """
 
@@ -153,7 +155,7 @@ def _reason(value: ir.Value, tensor: ir.TensorProtocol, reached: Set[ir.Value]) 
         return min(told) if told else "no change of it reaches the output"
     if tensor.size == 0:
         return "empty"
-    if tensor.size == 1 and not _is_lone_bias(value, tensor):
+    if tensor.size == 1 and not _is_lone_bias(value, tensor) and not is_scale(value):
         return "a single number"
     array = tensor.numpy().astype(np.float32)
     if np.isnan(array).any():
@@ -182,6 +184,8 @@ def _is_lone_bias(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
 
 
 def _kind(value: ir.Value) -> str:
+    if is_scale(value):
+        return "scale"
     uses = [(use.node.op_type, use.idx) for use in value.uses()]
     if ("Gather", 0) in uses:
         return "embedding"
@@ -200,10 +204,9 @@ def _arguments(node: ir.Node) -> dict[int, str]:
         return dict.fromkeys(range(len(node.inputs)), f"an input of {node.op_type}")
     if node.op_type == "If":
         return {0: "a condition"}
-    named = _ARGUMENTS.get(node.op_type, {})
     if node.op_type in ("Slice", "Gather", "GatherElements", "GatherND", "TopK", "Split"):
         return dict.fromkeys(range(1, len(node.inputs)), "an index or a size")
-    return named
+    return _ARGUMENTS.get(node.op_type, {}) | fixed_scales(node)
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgezo_export.array_graph import ArrayGraph
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, MSE, TARGETS
-from edgezo_export.row_axes import Probe, probes_like, rows_one_by_one, session_of
+from edgezo_export.row_axes import Probe, probes_like, session_of
 from edgezo_runtime import dtypes
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -36,8 +36,8 @@ def check_agreement(model: Model, graph: ArrayGraph, source: Path) -> float:
     worst = 0.0
     for rows in (1, 3):
         feeds = graph.probe.draw(rows, rows)
-        expected = rows_one_by_one(graph.plain, graph.probe, feeds, graph.output)
-        other = rows_one_by_one(unoptimised, graph.probe, feeds, graph.output)
+        expected = graph.expected(feeds, graph.plain, graph.probe)
+        other = graph.expected(feeds, unoptimised, graph.probe)
         allowed = HALF_TOLERANCE if half else TOLERANCE
         allowed += OWN_NOISE * _difference(other, expected)
         batch = _batch(model, graph.probe, feeds, expected)
@@ -53,15 +53,16 @@ def check_agreement(model: Model, graph: ArrayGraph, source: Path) -> float:
                 f"{source} gives output of shape {list(found[graph.output].shape)} for {rows} "
                 "rows: its first axis does not count them"
             )
-        worst = max(worst, _difference(found[graph.output], expected))
-        losses = _losses(graph, expected, batch.targets)
+        difference = _difference(found[graph.output], expected)
+        losses = _losses(graph, found[graph.output], batch.targets)
         if losses is not None:
-            worst = max(worst, _difference(found[LOSSES], losses))
-        if not worst <= allowed:
+            difference = max(difference, _difference(found[LOSSES], losses))
+        if not difference <= allowed:
             raise InputError(
-                f"the bundle differs from {source} by {worst:.1e} of the largest value for {rows} "
-                "rows at once: its batch size is fixed somewhere inside, or its rows mix"
+                f"the bundle differs from {source} by {difference:.1e} of the largest value for "
+                f"{rows} rows at once: its batch size is fixed somewhere inside, or its rows mix"
             )
+        worst = max(worst, difference)
     return worst
 
 
@@ -76,7 +77,7 @@ def dead_weights(model: Model, graph: ArrayGraph) -> set[str]:
             break
         try:
             feeds = probe.draw(2, 5)
-            expected = rows_one_by_one(graph.plain, probe, feeds, graph.output)
+            expected = graph.expected(feeds, graph.plain, probe)
             batch = _batch(model, probe, feeds, expected)
             before = _bits(model, batch)
         except Exception:  # the file does not take these sizes or values

@@ -24,6 +24,8 @@ GENERATE = "generate.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
+#: What the integers of a weight have behind its name.
+PACKED = "_packed"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 KINDS = ("causal", "masked", "head", "seq2seq")
 #: The form of a model that continues its text: of any bundle that says nothing else.
@@ -205,26 +207,27 @@ class Bundle:
     Attributes:
         folder: where its files are.
         manifest: what they are.
-        adapted: the graph with an adapter put into it, where the folder's own has none.
+        adapted: the graphs with an adapter put into them, by their files' names, where the
+            folder's own have none.
     """
 
     folder: Path
     manifest: Manifest
-    adapted: bytes | None = None
+    adapted: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def graph(self) -> Path:
         """The graph's file."""
         return self.folder / GRAPH
 
-    def read_graph(self) -> bytes:
-        """Returns the graph as the bytes of an ONNX file."""
-        return self.graph.read_bytes() if self.adapted is None else self.adapted
-
     @property
-    def generate(self) -> Path | None:
-        """The generation graph's file, if the bundle has one."""
-        return self.folder / GENERATE if GENERATE in self.manifest.files else None
+    def generates(self) -> bool:
+        """Whether it has a generation graph."""
+        return GENERATE in self.manifest.files
+
+    def read_graph(self, name: str = GRAPH) -> bytes:
+        """Returns `graph.onnx`, or the graph `name`, as the bytes of an ONNX file."""
+        return self.adapted[name] if name in self.adapted else (self.folder / name).read_bytes()
 
     @property
     def weights(self) -> Path:
@@ -234,7 +237,7 @@ class Bundle:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which names this bundle in journals."""
-        if self.adapted is not None:  # the digest of the bundle that an export of it would write
+        if self.adapted:  # the digest of the bundle that an export of it would write
             return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
         return sha256(self.folder / MANIFEST)
 

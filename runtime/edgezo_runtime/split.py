@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgezo_runtime import wire
 
 # A prefix deserves a session of its own if it multiplies with frozen weights.
-_HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_HEAVY = ("MatMul", "MatMulNBits", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
 _DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
 
 

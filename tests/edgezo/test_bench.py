@@ -23,6 +23,7 @@ from edgezo.bench.step import bench_step, random_batch
 from edgezo.cli import bench as cli
 from edgezo_runtime.batch import CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.model import FULL, Weights
 from edgezo_runtime.ort import onnxruntime
@@ -81,7 +82,9 @@ def test_constants_give_the_outputs_of_the_bundle(bundle: Bundle) -> None:
     weights = Weights(bundle, FULL)
     weights.load()
     batch = random_batch(bundle, 3, 9)
-    expected = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1).forward(batch)
+    expected = Session(bundle, weights.arrays(), weights.arena.views.keys(), CpuDevice(1)).forward(
+        batch
+    )
     with constants_model(bundle) as model:
         folder = model.parent
         found = plain_session(model).run(["logprobs", "candidate_logits"], batch.feeds())
@@ -133,6 +136,7 @@ def test_batch_that_does_not_fit_is_refused(bundle: Bundle, rows: int, tokens: i
 
 def test_step_prints_what_was_agreed(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["--batch", "2", "--tokens", "8", "--repeats", "5", "--threads", "1", "--json"]
+    flags += ["--tune", "norm"]
     done = CliRunner().invoke(cli.command, ["step", "--model", str(tiny_bundle), *flags])
     assert done.exit_code == 0, done.output
     fields = json.loads(done.output.splitlines()[-1])
@@ -143,6 +147,7 @@ def test_step_prints_what_was_agreed(tiny_bundle: Path, tmp_path: Path) -> None:
     assert fields["ratio"] == pytest.approx(ratio, rel=0.05)
     assert fields["memory_ratio"] > 0
     assert (fields["model"], fields["batch"], fields["tokens"]) == ("tiny", 2, 8)
+    assert fields["tune"] == "norm"
     assert fields["threads"] == 1
     assert fields["inference_threads"] in (1, None)
     assert {"python", "numpy"} < fields["versions"].keys()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnxruntime.quantization.quant_utils import QuantType, quantize_nparray
+from quantized_weights import tensors, unpacked
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from edgezo import Tuner, load
+from edgezo_export.adapters.base import adapt, write_adapted
 from edgezo_export.quantize import quantize_bundle
 from edgezo_export.quantized_linear import FORMATS, LEAST_SCALE
 from edgezo_export.verify import sample_batch
 from edgezo_runtime import safetensors_file
 from edgezo_runtime.batch import Batch, TokenLoss
-from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
 
@@ -36,26 +40,6 @@ def batch(vocabulary: int = 96) -> Batch:
     return Batch(**sample_batch(vocabulary, 3, 9), objective=TokenLoss(3))
 
 
-def tensors(bundle: Bundle) -> dict[str, np.ndarray]:
-    entries = safetensors_file.read_header(bundle.weights)
-    return {
-        name: np.array(safetensors_file.map_tensor(bundle.weights, entry))
-        for name, entry in entries.items()
-    }
-
-
-def unpacked(form: str, name: str, stored: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the weight (out, in) that the stored integers and scales stand for."""
-    packed, scale = stored[f"{name}_packed"], stored[f"{name}_scale"]
-    if form == "int8":
-        return packed * scale[:, None]
-    integers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
-    points = stored[f"{name}_zero_point"]
-    zeros = np.stack([points & 15, points >> 4], axis=-1).reshape(len(points), -1)
-    zeros = zeros[:, : scale.shape[1], None].astype(np.float32)
-    return ((integers - zeros) * scale[..., None]).reshape(len(packed), -1)
-
-
 @pytest.fixture(scope="session")
 def quantized(
     bundle_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
@@ -65,15 +49,19 @@ def quantized(
 
     def folder(model: str, form: str) -> Path:
         if (model, form) not in made:
-            out = tmp_path_factory.mktemp("quantized") / f"{model}-{form}.edgezo"
-            made[model, form] = quantize_bundle(bundle_folder(model), out, form)
+            out = tmp_path_factory.mktemp("quantized") / f"{model}-{form.replace('/', '-')}.edgezo"
+            name, _, block = form.partition("/")
+            made[model, form] = quantize_bundle(
+                bundle_folder(model), out, name, int(block) if block else None
+            )
         return made[model, form]
 
     return folder
 
 
-@pytest.mark.parametrize("form", NAMES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "form"), [*itertools.product(MODELS, NAMES), ("llama_tied", "int4/128")]
+)
 def test_it_computes_with_the_weights_that_its_integers_stand_for(
     model: str,
     form: str,
@@ -86,7 +74,7 @@ def test_it_computes_with_the_weights_that_its_integers_stand_for(
     for parameter in whole.bundle.manifest.parameters:
         if f"{parameter.name}_packed" in stored:
             view = whole.arena.views[parameter.name]
-            weight = unpacked(form, parameter.name, stored)[:, : view.shape[1]]
+            weight = unpacked(parameter.name, stored)[:, : view.shape[1]]
             step = stored[f"{parameter.name}_scale"].max()
             assert np.abs(view - weight).max() <= step  # a step, for the zero point rounds too
             view[...] = weight
@@ -103,7 +91,10 @@ def test_rows_are_rounded_as_onnxruntime_does(quantized: Callable[[str, str], Pa
     for row, packed, scale in zip(weight, stored["w_packed"], stored["w_scale"], strict=True):
         zero = np.array(0, np.int8)
         theirs = quantize_nparray(QuantType.QInt8.tensor_type, row, scale, zero, -127, 127)
-        np.testing.assert_array_equal(packed, theirs)
+        np.testing.assert_array_equal(
+            packed.reshape(-1)[:33], np.asarray(theirs).astype(np.int64) + 128
+        )
+        assert (packed.reshape(-1)[33:] == 128).all()
 
 
 @pytest.mark.parametrize("form", NAMES)
@@ -163,7 +154,23 @@ def test_what_cannot_be_quantised(
         quantize_bundle(quantized("opt", "int8"), tmp_path / "again", "int4")
     with pytest.raises(InputError, match="use one of int4, int8"):
         quantize_bundle(bundle_folder("opt"), tmp_path / "other", "int3")
+    with pytest.raises(InputError, match="one of 32, 128"):
+        quantize_bundle(bundle_folder("opt"), tmp_path / "other", "int4", 64)
+    with pytest.raises(InputError, match="leave --block out"):
+        quantize_bundle(bundle_folder("opt"), tmp_path / "other", "int8", 32)
+    adapted = tmp_path / "adapted"
+    write_adapted(adapt(open_bundle(bundle_folder("opt")), {"kind": "lora"}), adapted)
+    with pytest.raises(InputError, match="add the adapter to that"):
+        quantize_bundle(adapted, tmp_path / "other", "int4")
+    shutil.rmtree(adapted)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_masked_model_is_one(
+    family_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = open_bundle(quantize_bundle(family_bundle("bert"), tmp_path / "b.edgezo", "int8"))
+    assert small.manifest.form == {"kind": "masked"}
 
 
 def test_the_first_part_of_a_graph_takes_its_constants(

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.memory import resident_bytes
 
 NUMPY_DTYPES = {d.name: d for d in dtypes.ALL if d != dtypes.BFLOAT16}
 SHAPE = st.lists(st.integers(0, 7), max_size=4).map(tuple)
@@ -144,6 +145,22 @@ def test_writing_and_reading_copy_no_tensor(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20
+
+
+def test_the_memory_of_a_mapped_tensor_is_given_back(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("elsewhere only the peak is known")
+    array = np.arange(32 << 20, dtype=np.uint8)  # 32 MiB
+    write(tmp_path / "w", {"w": array})
+    mapped = safetensors_file.map_tensor(
+        tmp_path / "w", safetensors_file.read_header(tmp_path / "w")["w"]
+    )
+    assert np.array_equal(mapped, array)
+    held = resident_bytes()
+    safetensors_file.release(mapped)
+    assert resident_bytes() < held - (24 << 20)
+    assert np.array_equal(mapped, array)
+    safetensors_file.release(array)  # no map: it stays as it is
 
 
 def test_a_mapped_tensor_is_read_only(tmp_path: Path) -> None:

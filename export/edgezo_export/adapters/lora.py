@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.bundle import PACKED, QUANTIZED, Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.peft import scale
 
@@ -41,6 +41,17 @@ class _Use:
     node: ir.Node
     flipped: bool  # whether it reads the transposed weight
     scale: float = 1.0  # of the product: a Gemm's alpha
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear layer: its weight's name and dtype, and the nodes that multiply with it."""
+
+    weight: str
+    inputs: int
+    outputs: int
+    dtype: ir.DataType
+    uses: Sequence[_Use]
 
 
 def add_lora(
@@ -75,14 +86,11 @@ def add_lora(
     if not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"alpha is {alpha}; use a number above 0, such as {2 * rank}")
     inputs = {value.name: value for value in model.graph.inputs}
-    linear = {
-        p.name: uses
-        for p in parameters
-        if p.kind == "linear" and len(p.shape) == 2 and (uses := _uses(inputs[p.name]))
-    }
+    layers = [layer for p in parameters if (layer := _layer(p, inputs[p.name]))]
+    linear = {layer.weight: layer for layer in layers}
     names = list(target) if target else _default_target(linear)
     chosen = _chosen(names, linear)
-    upright = {not use.flipped for name in chosen for use in linear[name]}
+    upright = {not use.flipped for name in chosen for use in linear[name].uses}
     if len(upright) > 1 or fan_in_fan_out not in (None, *upright):
         raise InputError(
             "the target layers differ in whether their weights are (in, out) or (out, in): "
@@ -92,9 +100,9 @@ def add_lora(
     settings["fan_in_fan_out"] = upright.pop()
     factor = scale(settings)
     added: list[Parameter] = []
-    for parameter in parameters:
-        if parameter.name in chosen:
-            added += _adapt(model.graph, parameter, linear[parameter.name], rank, factor)
+    for layer in layers:
+        if layer.weight in chosen:
+            added += _adapt(model.graph, layer, rank, factor)
     return added, settings
 
 
@@ -132,6 +140,23 @@ def _is_named(module: str, name: str) -> bool:
     return f".{module}".endswith(f".{name}") or fnmatch.fnmatchcase(module, name)
 
 
+def _layer(parameter: Parameter, value: ir.Value) -> _Layer | None:
+    """Returns the layer whose weight, or whose integers, `parameter` is; None if it has none."""
+    if parameter.kind == QUANTIZED:
+        nodes = [node for node, _ in value.uses()]
+        if any(node.op_type != "MatMulNBits" for node in nodes) or value is not nodes[0].inputs[1]:
+            return None
+        wide, deep = (nodes[0].attributes.get_int(size, 0) for size in ("K", "N"))
+        uses = [_Use(node, flipped=True) for node in nodes]
+        name = parameter.name.removesuffix(PACKED)
+        return _Layer(name, wide, deep, ir.DataType.FLOAT, uses)
+    if parameter.kind != "linear" or len(parameter.shape) != 2 or not (uses := _uses(value)):
+        return None
+    deep, wide = parameter.shape if uses[0].flipped else parameter.shape[::-1]
+    dtype = ir.DataType(dtypes.named(parameter.dtype).onnx)
+    return _Layer(parameter.name, wide, deep, dtype, uses)
+
+
 def _uses(weight: ir.Value) -> list[_Use]:
     """Returns what multiplies with `weight`; nothing where something else uses it too."""
     found: list[_Use] = []
@@ -159,24 +184,22 @@ def _multiplication(node: ir.Node, index: int) -> _Use | None:
     return None
 
 
-def _adapt(
-    graph: ir.Graph, parameter: Parameter, uses: Sequence[_Use], rank: int, factor: float
-) -> list[Parameter]:
-    wide, deep = parameter.shape[::-1] if uses[0].flipped else parameter.shape  # inputs, outputs
-    name = _module(parameter.name)
+def _adapt(graph: ir.Graph, layer: _Layer, rank: int, factor: float) -> list[Parameter]:
+    name = _module(layer.weight)
+    down, up = (rank, layer.inputs), (layer.outputs, rank)
     added = [
-        Parameter(f"{name}.lora_A.weight", (rank, wide), "float32", KIND, init="kaiming_uniform"),
-        Parameter(f"{name}.lora_B.weight", (deep, rank), "float32", KIND, init="zeros"),
+        Parameter(f"{name}.lora_A.weight", down, "float32", KIND, init="kaiming_uniform"),
+        Parameter(f"{name}.lora_B.weight", up, "float32", KIND, init="zeros"),
     ]
     for new in added:
         value = ir.Value(
             name=new.name, shape=ir.Shape(new.shape), type=ir.TensorType(ir.DataType.FLOAT)
         )
         graph.inputs.append(value)
-    down, up = graph.inputs[-2:]
-    dtype = ir.DataType(dtypes.named(parameter.dtype).onnx)
-    for number, use in enumerate(uses):
-        _add_product(graph, use, (down, up), factor * use.scale, dtype, f"{name}.lora_{number}")
+    matrices = (graph.inputs[-2], graph.inputs[-1])
+    for number, use in enumerate(layer.uses):
+        scale = factor * use.scale
+        _add_product(graph, use, matrices, scale, layer.dtype, f"{name}.lora_{number}")
     return added
 
 
