@@ -38,6 +38,7 @@ class Step:
             the slopes where a step has several.
         lr: the learning rate as used.
         skipped: whether the slope was not finite, so that nothing was updated.
+        forwards: forward passes over the batch that it took.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Step:
     projected_grad: float
     lr: float
     skipped: bool
+    forwards: int
 
 
 class Tuner:
@@ -222,13 +224,20 @@ class Tuner:
         else:
             _check_rate(lr)
             rate = np.float32(lr)
-        estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
+        forwards = 0
+
+        def loss() -> float:
+            nonlocal forwards
+            forwards += 1
+            return self.model.loss(batch)
+
+        estimate = self._tuning.step(loss, rate)
         record = estimate.record
         slopes = record.scalars[: self._tuning.method.estimates]
         slope = float(slopes[0])
         if len(slopes) > 1:
             slope = float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
-        return Step(number, estimate.loss, slope, float(rate), record.skipped)
+        return Step(number, estimate.loss, slope, float(rate), record.skipped, forwards)
 
     def snapshot(self) -> None:
         """Writes a snapshot, from which a resume can start; needs `run`."""
