@@ -74,7 +74,7 @@ def nbits(plain: Path, out: Path, block: int, level: int | None = None) -> None:
         onnx.load(plain), block_size=block, is_symmetric=block == 32, accuracy_level=level
     )
     quantizer.process()
-    onnx.save(quantizer.model.model, out)
+    quantizer.model.save_model_to_file(str(out))
 
 
 def static(plain: Path, out: Path, per_channel: bool, form: QuantFormat = QuantFormat.QDQ) -> None:
