@@ -77,7 +77,7 @@ def compare(model: Model, tokens: int, rounds: int) -> dict[str, Any]:
         "tokens_per_second": round(tokens / cached, 2),
         "plain_tokens_per_second": round(tokens / plain, 3),
         "tokens": tokens,
-        "threads": model.threads,
+        "threads": model.device.threads,
         "rounds": rounds,
     }
 

@@ -20,7 +20,7 @@ from edgezo.cli.models import default_model
 from edgezo_export.quantize import quantize_bundle
 from edgezo_export.quantized_linear import FORMATS
 from edgezo_runtime.bundle import open_bundle
-from edgezo_runtime.model import default_threads
+from edgezo_runtime.devices import default_threads
 
 ROWS, TOKENS, STEPS = 16, 64, 2
 TUNED = ("scales", "full")

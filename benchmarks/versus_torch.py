@@ -29,8 +29,8 @@ from edgezo.bench.step import (
 )
 from edgezo.cli.bench import bundle_for, show_round
 from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.devices import default_threads
 from edgezo_runtime.errors import EdgezoError
-from edgezo_runtime.model import default_threads
 
 SHAPES = ((16, 64), (1, 32))
 TOLERANCE = 1e-3  # of the loss at the start, in nats

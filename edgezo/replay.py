@@ -9,11 +9,12 @@ from pathlib import Path
 
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo_runtime import journal as journals
-from edgezo_runtime import peft, safetensors_file
+from edgezo_runtime import peft
 from edgezo_runtime.bundle import WEIGHTS, write_manifest
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
-from edgezo_runtime.model import Weights, default_threads
+from edgezo_runtime.model import Weights
 from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header
 
 
@@ -31,6 +32,7 @@ def replay(
     base: Path,
     out: Path,
     at_step: int | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     add: AddAdapter | None = None,
 ) -> Replayed:
@@ -43,7 +45,8 @@ def replay(
         base: the bundle that the run began from.
         out: a folder that does not exist yet.
         at_step: the step to stop after; the journal's end if None.
-        threads: of the sweeps; they never change a bit.
+        device: whose sweeps; neither it nor the threads change a bit.
+        threads: of the sweeps.
         add: puts the run's adapter into a base that has none.
 
     Raises:
@@ -60,7 +63,7 @@ def replay(
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
     bundle = open_adapted(base, journal.header.get("adapter"), add)
-    weights = Weights(bundle, journal.header["tune"], threads or default_threads())
+    weights = Weights(bundle, journal.header["tune"], open_device(device, threads))
     check_header(journal.header, weights)
     begin_as(journal.header, weights, path.parent)
     Tuning(weights, MemoryJournal(journal.header)).catch_up(journal.records[:steps])
@@ -81,12 +84,11 @@ def _write(weights: Weights, folder: Path) -> str:
     """Writes the rebuilt weights with what belongs to them; returns their file's SHA-256."""
     bundle = weights.bundle
     if bundle.manifest.adapter:
-        weights.settle()
-        return peft.write_adapter(folder, bundle, weights.arena.views)
+        return peft.write_adapter(folder, bundle, weights.trained())
     for name in bundle.manifest.files:
         if name != WEIGHTS:
             shutil.copyfile(bundle.folder / name, folder / name)
-    digest = safetensors_file.write(folder / WEIGHTS, weights.tensors())
+    digest = weights.save(folder / WEIGHTS)
     files = dict(bundle.manifest.files) | {WEIGHTS: digest}
     write_manifest(folder, dataclasses.replace(bundle.manifest, files=files))
     return digest

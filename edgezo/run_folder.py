@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from edgezo.finite_json import finite_json
-from edgezo_runtime import journal, peft, safetensors_file, snapshot
+from edgezo_runtime import journal, peft, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
@@ -106,9 +106,8 @@ class RunFolder:
         A run of a LoRA adapter is what PEFT loads: the adapter alone, with its settings.
         """
         if weights.bundle.manifest.adapter:
-            weights.settle()
-            return peft.write_adapter(self.path, weights.bundle, weights.arena.views)
-        digest = safetensors_file.write(self.weights, weights.tensors())
+            return peft.write_adapter(self.path, weights.bundle, weights.trained())
+        digest = weights.save(self.weights)
         for name in SIDE_FILES:
             source = weights.bundle.folder / name
             if source.exists():

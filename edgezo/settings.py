@@ -13,6 +13,8 @@ import yaml
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.select import ADAPTERS
 
+METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
+AUTO = "auto"
 ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 
@@ -39,9 +41,11 @@ class Settings:
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
         method: a name from `edgezo methods`.
+        options: the method's other settings by name, as `edgezo methods` lists them.
         steps: number of steps.
         batch_size: rows per step.
-        lr: learning rate of the first step.
+        lr: learning rate of the first step, or ``"auto"``: found on the first batches; None: the
+            method's default.
         schedule: how the learning rate goes on.
         eps: perturbation scale; None: the method's default.
         weight_decay: decoupled, for matrices.
@@ -49,6 +53,7 @@ class Settings:
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
         snapshot_every: steps between snapshots; 0: none.
+        device: what it runs on: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
         threads: of ONNX Runtime and the sweeps; None: all cores.
     """
 
@@ -66,9 +71,10 @@ class Settings:
     rslora: bool | None = None
     virtual_tokens: int | None = None
     method: str = "mezo"
+    options: dict[str, Any] | None = None
     steps: int = 1000
     batch_size: int = 16
-    lr: float = 1e-5
+    lr: float | str | None = None
     schedule: str = "linear"
     eps: float | None = None
     weight_decay: float = 0.0
@@ -76,6 +82,7 @@ class Settings:
     seed: int = 0
     eval_every: int = 0
     snapshot_every: int = 0
+    device: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +114,10 @@ class Settings:
             InputError: an unknown setting, a value of the wrong type, or one that is missing.
         """
         values = _read_yaml(config) if config else {}
-        values |= {name: value for name, value in flags.items() if value is not None}
+        given = {name: value for name, value in flags.items() if value is not None}
+        if isinstance(values.get("options"), dict) and "options" in given:
+            given["options"] = values["options"] | given["options"]
+        values |= given
         return cls.from_dict(values, str(config) if config else "the command line")
 
     @classmethod
@@ -174,15 +184,25 @@ def _typed(name: str, value: Any, annotation: str, source: str) -> Any:
             if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
             return int(value)
+        if annotation.startswith("dict"):
+            return {str(key).replace("-", "_"): item for key, item in value.items()}
         if annotation.startswith("float"):
             if isinstance(value, bool):
                 raise ValueError
+            if value == AUTO and "str" in annotation:
+                return value
             return float(value)  # YAML reads 1e-5 as a string
         if not isinstance(value, str):
             raise ValueError
         return value
-    except (TypeError, ValueError, OverflowError):
-        kind = {"int": "a whole number", "float": "a number", "tuple": "a list of words"}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        kind = {
+            "float | str": "a number or auto",
+            "dict": "names with values",
+            "int": "a whole number",
+            "float": "a number",
+            "tuple": "a list of words",
+        }
         kind["bool"] = "true or false"
         wanted = next((v for k, v in kind.items() if annotation.startswith(k)), "a text")
         raise InputError(f"{source} sets {name} to {value!r}; it must be {wanted}") from None

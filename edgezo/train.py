@@ -13,13 +13,15 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.evaluate import Metrics, evaluate
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import ADAPTER_SETTINGS, Settings
+from edgezo.settings import ADAPTER_SETTINGS, AUTO, Settings
 from edgezo.tasks import read_data, task_of
 from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo.tasks.labels import parse_label_words
 from edgezo.tuner import Tuner
 from edgezo_runtime import journal
+from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods.probe import PROBES
 from edgezo_runtime.model import Model, load
 
 
@@ -76,9 +78,9 @@ def train(
     """
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
-        model = load(bundle, tune=settings.tune, threads=settings.threads)
+        model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
-    resolved = settings.to_dict() | {"threads": model.threads, "tune": model.weights.tune}
+    resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
     resolved["data"] = str(Path(settings.data).resolve())
@@ -87,7 +89,9 @@ def train(
     tuner = Tuner(
         model,
         method=settings.method,
-        lr=settings.lr,
+        options=settings.options,
+        lr=None if isinstance(settings.lr, str) else settings.lr,
+        probe=_first_batches(data, settings) if settings.lr == AUTO else None,
         eps=settings.eps,
         seed=settings.seed,
         weight_decay=settings.weight_decay,
@@ -99,6 +103,12 @@ def train(
         settings=resolved,
     )
     return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
+
+
+def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
+    plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
+    numbers = range(1, PROBES + 1)
+    return [data.task.collate([data.train[i] for i in plan.indices(n)]) for n in numbers]
 
 
 def _adapter_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +131,7 @@ def resume(
     header = journal.read(run.journal).header
     _check_settings(settings, header, run)
     bundle = open_adapted(settings.bundle, header.get("adapter"), add)
-    model = load(bundle, tune=settings.tune, threads=settings.threads)
+    model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
     for name, value in data.notes.items():
         if header.get(name) != value:
@@ -141,6 +151,8 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
         "seed": header["seed"],
         **header["lr"],
         **{name: header["settings"][name] for name in ("eps", "weight_decay")},
+        "options": settings.options
+        and {name: header["settings"].get(name) for name in settings.options},
         **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from edgezo.run_folder import RunFolder
+from edgezo.settings import METHOD_SETTINGS
 from edgezo_runtime import adapter_init, journal, snapshot
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import make
+from edgezo_runtime.methods.probe import find_rate
 from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
@@ -46,14 +50,16 @@ class Step:
 class Tuner:
     r"""Tunes a model in place, one batch at a time.
 
-    Each step costs two forward passes and no memory beyond inference:
+    With the default method each step costs two forward passes and no memory beyond inference:
     :math:`\theta \leftarrow \theta - \eta\, g z` with the slope :math:`g` of the loss along a
     random direction :math:`z`.
 
     Args:
         model: from `edgezo.load`; its weights change.
         method: a name from `edgezo methods`.
-        lr: learning rate of the first step.
+        options: the method's other settings by name.
+        lr: learning rate of the first step; None: the method's default.
+        probe: batches to find the learning rate on instead; nothing is learnt from them.
         eps: perturbation scale, in units of the weights; None: the method's default.
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
@@ -83,7 +89,9 @@ class Tuner:
         model: Model,
         *,
         method: str = "mezo",
-        lr: float = 1e-5,
+        options: Mapping[str, Any] | None = None,
+        lr: float | None = None,
+        probe: Sequence[BaseBatch] | None = None,
         eps: float | None = None,
         seed: int = 0,
         weight_decay: float = 0.0,
@@ -94,29 +102,40 @@ class Tuner:
         notes: dict[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_rate(lr)
+        if lr is not None:
+            _check_rate(lr)
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
                 "make a bundle of the tuned weights with `edgezo replay`"
             )
-        learning_rate(lr, schedule, 1, steps)
+        learning_rate(0.0, schedule, 1, steps)
         Direction(seed, 1)  # refuses a seed out of range
         self.model = model
-        self._lr, self._schedule, self._steps = lr, schedule, steps
-        options: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
-        options = {name: value for name, value in options.items() if value is not None}
-        made = make(method, model.arena, seed, options)
-        header = describe(model.weights, made) | {
-            "lr": {"lr": lr, "schedule": schedule, "steps": steps},
-            "onnxruntime": onnxruntime().__version__,
-            "threads": model.threads,
-            **(notes or {}),
-        }
+        given = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
+        given = {name: value for name, value in given.items() if value is not None}
+        made = make(method, model.arena, seed, {**given, **(options or {})})
         adapter = model.bundle.manifest.adapter
         if adapter:
             base = model.weights.frozen()
             model.weights.begin(adapter_init.draw(model.arena.parameters, seed, base, model.bundle))
+        found = None
+        if probe is not None:
+            try:
+                found = find_rate(made, [functools.partial(model.loss, batch) for batch in probe])
+            finally:
+                model.weights.load()
+        rate = found.lr if found else made.lr if lr is None else lr
+        self._lr, self._schedule, self._steps = rate, schedule, steps
+        header = describe(model.weights, made) | {
+            "lr": {"lr": rate, "schedule": schedule, "steps": steps},
+            "onnxruntime": onnxruntime().__version__,
+            "threads": model.device.threads,
+            **(notes or {}),
+        }
+        if found:
+            header["probe"] = dataclasses.asdict(found)
+        if adapter:
             first = adapter_init.digest(model.weights.first)
             header |= {"adapter": dict(adapter), "adapter_init": first}
         if run is None:
@@ -125,7 +144,10 @@ class Tuner:
             folder = RunFolder.create(run)
             # Before the journal: a folder with a journal can be resumed, whenever the crash comes.
             resolved = dict(settings or _own_settings(model))
-            resolved |= {k: v for k, v in made.settings().items() if k in resolved}
+            if "options" in resolved:
+                chosen = made.settings()
+                named = {n: chosen.pop(n) for n in METHOD_SETTINGS if n in chosen}
+                resolved |= named | {"lr": rate, "options": chosen}
             folder.write_settings(resolved)
             if adapter:
                 adapter_init.write(folder.path, model.weights.first)
@@ -211,7 +233,8 @@ class Tuner:
             raise InputError("a snapshot needs a run folder: give the Tuner run=...")
         self._tuning.mend()
         writer.sync()
-        snapshot.write(writer.path.parent, self.step_index, self.model.weights)
+        state = self._tuning.method.state
+        snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
 
     def save(self, run: Path | str | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.
@@ -261,7 +284,7 @@ def _own_settings(model: Model) -> dict[str, Any]:
     return {
         "bundle": str(model.bundle.folder.resolve()),
         "tune": model.weights.tune,
-        "threads": model.threads,
+        "threads": model.device.threads,
     }
 
 

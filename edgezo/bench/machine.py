@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from edgezo_runtime.model import default_threads
+from edgezo_runtime.devices import default_threads
 
 
 def versions(*packages: str) -> dict[str, str]:

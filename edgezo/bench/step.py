@@ -19,8 +19,9 @@ from edgezo.bench.machine import versions
 from edgezo.bench.processes import WorkerProcess
 from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import default_threads
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.model import FULL, default_threads
+from edgezo_runtime.select import FULL
 
 TUNING_WORKER = "edgezo.bench.tuning_worker"
 CHOICES = 7

@@ -12,6 +12,7 @@ from edgezo.bench.processes import serve, timed
 from edgezo_runtime.arena import Term
 from edgezo_runtime.batch import Batch, CandidateLoss
 from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import FULL, Weights
@@ -42,10 +43,13 @@ class TuningWorker:
         with np.load(feeds) as file:
             inputs: dict[str, Any] = {name: file[name] for name in file.files}
         self._batch = Batch(**inputs, objective=CandidateLoss(np.array(labels)))
-        self._weights = Weights(open_bundle(bundle), tune, threads)
+        self._weights = Weights(open_bundle(bundle), tune, CpuDevice(threads))
         self._weights.load()
         self._session = Session(
-            self._weights.bundle, self._weights.arrays(), self._weights.arena.views.keys(), threads
+            self._weights.bundle,
+            self._weights.arrays(),
+            self._weights.arena.views.keys(),
+            self._weights.device,
         )
         header = describe(self._weights, make(_METHOD, self._weights.arena, 0, {}))
         self._tuning = Tuning(self._weights, MemoryJournal(header))

@@ -20,6 +20,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
 )
+device_option = click.option(
+    "--device", help="cpu, cuda, or cuda:1 for the second card.  [default: cpu]"
+)
 
 
 def _unescaped(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -52,7 +55,7 @@ def print_json(fields: dict[str, Any]) -> None:
     click.echo(finite_json(fields))
 
 
-def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
+def open_model(path: Path, device: str | None, threads: int | None) -> tuple[Model, dict[str, Any]]:
     """Opens a bundle, or a run's base bundle with its tuned weights.
 
     Returns:
@@ -61,8 +64,9 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     Raises:
         InputError: neither is there, or the run is not finished.
     """
+    where: dict[str, Any] = {"device": device or "cpu", "threads": threads}
     if not is_run(path):
-        return load(path, threads=threads), {}
+        return load(path, **where), {}
     run = RunFolder(path)
     settings = run.read_settings()
     if not run.weights.exists():
@@ -70,9 +74,9 @@ def open_model(path: Path, threads: int | None) -> tuple[Model, dict[str, Any]]:
     header = journal.read(run.journal).header
     adapter = header.get("adapter")
     if adapter is None:
-        return load(settings["bundle"], threads=threads, weights=run.weights), settings
+        return load(settings["bundle"], **where, weights=run.weights), settings
     bundle = open_adapted(settings["bundle"], adapter, add_adapter)
-    model = load(bundle, threads=threads, weights=run.weights, prefix=peft.prefix(adapter))
+    model = load(bundle, **where, weights=run.weights, prefix=peft.prefix(adapter))
     return model, settings
 
 

@@ -11,6 +11,7 @@ import click
 from edgezo.answers import evaluate_answers
 from edgezo.cli.common import (
     as_json,
+    device_option,
     open_model,
     print_json,
     subcommand,
@@ -45,6 +46,7 @@ from edgezo_runtime.journal import read
     "--metric", help="em, f1 or em,f1: also let the model answer, and compare with completions."
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@device_option
 @threads_option
 @as_json
 def command(
@@ -56,6 +58,7 @@ def command(
     batch_size: int,
     metric: str | None,
     max_tokens: int,
+    device: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -64,7 +67,7 @@ def command(
     A bundle that was not tuned is measured zero-shot. A run is measured with its own prompt and
     label words unless others are given.
     """
-    loaded, _ = open_model(model, threads)
+    loaded, _ = open_model(model, device, threads)
     rows = read_data(data, loaded)
     given = (task, template, label_words)
     own = read(RunFolder(model).journal).header.get("task") if is_run(model) else None

@@ -14,11 +14,10 @@ from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_source import export_onnx
 from edgezo.settings import adapter_request
+from edgezo.tasks.make import TASKS
 from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.select import ADAPTERS, FULL
-
-TASKS = ("classify", "masked", "head", "generate", "text")
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
@@ -35,7 +34,7 @@ TASKS = ("classify", "masked", "head", "generate", "text")
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of a folder: its weights and computation; 16 bits can be run, and not yet be tuned.",
+    help="Of a folder: its weights and computation; 16 bits are not tuned, bfloat16 needs CUDA.",
 )
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from edgezo.cli.common import as_json, open_model, print_json, subcommand, threads_option
+from edgezo.cli.common import (
+    as_json,
+    device_option,
+    open_model,
+    print_json,
+    subcommand,
+    threads_option,
+)
 from edgezo.generate import stream
 
 
@@ -25,6 +32,7 @@ from edgezo.generate import stream
     help="Draw from the likeliest tokens whose probabilities add up to this.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
 @threads_option
 @as_json
 def command(
@@ -35,11 +43,12 @@ def command(
     temperature: float,
     top_p: float,
     seed: int,
+    device: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Continue PROMPT with MODEL, a bundle or a finished run."""
-    loaded, _ = open_model(model, threads)
+    loaded, _ = open_model(model, device, threads)
     if chat:
         prompt = loaded.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     started = time.perf_counter()

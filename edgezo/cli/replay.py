@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgezo.cli.adapters import add_adapter
-from edgezo.cli.common import as_json, print_json, subcommand, threads_option
+from edgezo.cli.common import as_json, device_option, print_json, subcommand, threads_option
 from edgezo.replay import replay
 
 
@@ -19,10 +19,17 @@ from edgezo.replay import replay
     "--out", type=click.Path(path_type=Path), required=True, help="The tuned bundle, or adapter."
 )
 @click.option("--at-step", type=click.IntRange(0), help="Stop after this step.  [default: all]")
+@device_option
 @threads_option
 @as_json
 def command(
-    run: Path, base: Path, out: Path, at_step: int | None, threads: int | None, as_json: bool
+    run: Path,
+    base: Path,
+    out: Path,
+    at_step: int | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Rebuild the tuned weights of RUN, a run folder or a journal file, as a bundle.
 
@@ -30,7 +37,7 @@ def command(
     forward passes: base and journal give the same bytes on every machine.
     """
     started = time.perf_counter()
-    replayed = replay(run, base, out, at_step, threads, add_adapter)
+    replayed = replay(run, base, out, at_step, device or "cpu", threads, add_adapter)
     seconds = time.perf_counter() - started
     if as_json:
         print_json(

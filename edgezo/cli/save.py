@@ -18,7 +18,7 @@ from edgezo_runtime.model import Model
 
 
 def _peft(model: Model, out: Path) -> None:
-    peft.write_adapter(out, model.bundle, model.weights.arena.views)
+    peft.write_adapter(out, model.bundle, model.weights.trained())
 
 
 def _merged(model: Model, out: Path) -> None:
@@ -37,7 +37,7 @@ def _onnx_adapter(model: Model, out: Path) -> None:
     from edgezo_export.inference_graph import write_adapter_graph
 
     _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
-    write_adapter_graph(model.bundle, model.weights.arena.views, out)
+    write_adapter_graph(model.bundle, model.weights.trained(), out)
 
 
 def _genai(model: Model, out: Path) -> None:
@@ -75,7 +75,7 @@ FORMATS = {
     "onnx": Format(_onnx, (None, "lora"), (None,)),
     "peft": Format(_peft, ("lora", "prompt"), ("lora", "prompt")),
     "onnx-adapter": Format(_onnx_adapter, ("lora",), ("lora",)),
-    "genai": Format(_genai, (None, "lora"), ()),
+    "genai": Format(_genai, (None, "lora"), (None, "lora")),
 }
 
 
@@ -95,7 +95,7 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     adapter.onnx_adapter for ONNX Runtime to fill them with. genai: a folder that onnxruntime-genai
     generates from, with such an adapter beside it after LoRA.
     """
-    model, _ = open_model(run, None)
+    model, _ = open_model(run, None, None)
     kind = model.bundle.manifest.adapter.get("kind")
     quantized = any(p.kind == QUANTIZED for p in model.bundle.manifest.parameters)
     able = [n for n, f in FORMATS.items() if kind in (f.quantized if quantized else f.kinds)]

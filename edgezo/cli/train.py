@@ -10,6 +10,7 @@ import click
 from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import (
     as_json,
+    device_option,
     megabytes,
     print_json,
     subcommand,
@@ -20,12 +21,26 @@ from edgezo.cli.progress import RunProgress
 from edgezo.report import write_report
 from edgezo.settings import Settings
 from edgezo.train import Result, train
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.memory import peak_bytes
 from edgezo_runtime.methods import METHODS
 from edgezo_runtime.schedule import NAMES
 from edgezo_runtime.select import ADAPTERS, WORDS
 
 WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
+
+
+def pairs(
+    ctx: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str] | None:
+    """Reads ``name=value`` options; None where there is none."""
+    found: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set {pair} sets nothing; write --set NAME=VALUE")
+        found[name.strip()] = value.strip()
+    return found or None
 
 
 @subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
@@ -45,7 +60,15 @@ WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: mezo]")
 @click.option("--steps", type=int, help="Number of steps.  [default: 1000]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
-@click.option("--lr", type=float, help="Learning rate of the first step.  [default: 1e-5]")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=pairs,
+    help="Another setting of the method; `edgezo methods` lists them.",
+)
+@click.option("--lr", help="Learning rate of the first step, or auto.  [default: the method's]")
 @click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
 @click.option("--eps", type=float, help="Perturbation scale.  [default: the method's]")
 @click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
@@ -53,6 +76,7 @@ WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
+@device_option
 @threads_option
 @as_json
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:

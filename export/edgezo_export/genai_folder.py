@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from edgezo_export.adapters.lora import add_lora
 from edgezo_export.inference_graph import MODEL, save_model, store_weights, write_adapter
-from edgezo_runtime.bundle import Bundle
+from edgezo_runtime.bundle import GENERATE, Bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 from edgezo_runtime.peft import scale
@@ -35,17 +35,16 @@ def write_genai_folder(bundle: Bundle, adapter: Mapping[str, np.ndarray], folder
     Raises:
         InputError: the bundle has no generation graph.
     """
-    if bundle.generate is None:
+    if not bundle.generates:
         raise InputError(
             f"{bundle.folder} has no generate.onnx, which onnxruntime-genai runs: export the "
             "checkpoint again"
         )
-    model = ir.load(bundle.generate)
+    model = ir.from_proto(onnx.load_from_string(bundle.read_graph(GENERATE)))
     if adapter:
-        settings = {k: v for k, v in bundle.manifest.adapter.items() if k != "kind"}
-        add_lora(model, bundle.manifest.stored, **settings)
         write_adapter(model, scale(bundle.manifest.adapter), adapter, folder)
     config = _config(model, bundle)
+    model.metadata_props.clear()
     _give_every_logit_a_place(model)
     store_weights(model, folder)
     save_model(model, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -10,27 +11,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from edgezo_export.architectures import CAUSAL, Architecture
+from edgezo_export.bfloat16 import WidenBfloat16, narrow_bundle
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
 from edgezo_export.checks import check_model, check_tokenizer, checked_config
+from edgezo_export.convert_dtype import widened
 from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.optimum_graph import has_onnx, optimum_file, read_optimum_graph
 from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs
-from edgezo_export.text_graph import save_graph
+from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_export.verify_generation import verify_generation
-from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES
+from edgezo_runtime import dtypes
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
 _EXPORTERS = ("torch", "transformers", "onnxscript", "onnx-ir")
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def checkpoint_to_bundle(
@@ -55,20 +61,23 @@ def checkpoint_to_bundle(
         task: the bundle's default task and its settings.
         via: who makes the graph, ``"torch"`` or ``"optimum"``; None: torch, or optimum where
             `source` holds its `model.onnx` and no safetensors.
-        dtype: of the weights and the computation, ``"float32"`` or ``"float16"``; what the
-            checkpoint holds is converted.
+        dtype: of the weights and the computation, one of `DTYPES`; what the checkpoint holds is
+            converted.
 
     Raises:
         InputError: `source` is no such checkpoint, needs code of its own, is quantised, or has a
             weight that changes nothing; or `out` exists.
         EdgezoError: an exported graph does not compute what transformers computes.
     """
-    _check_dtype(dtype)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     raw, kind = checked_config(source)
     if via is None:
         via = "optimum" if has_onnx(source) and not has_weights(source) else "torch"
     if kind is not CAUSAL and (via, dtype) != ("torch", "float32"):
         raise InputError(f"{kind.what} are exported via torch as float32 only")
+    if (via, dtype) == ("optimum", "bfloat16"):
+        raise InputError("optimum does not export bfloat16: use --via torch, with safetensors")
     model = shell_of_folder(source, kind.auto, getattr(torch, dtype))
     check_model(model, raw, source)
     with new_folder(out) as folder:
@@ -84,11 +93,14 @@ def checkpoint_to_bundle(
             task=task,
             form=kind.form(model),
         )
+        if dtype == "bfloat16":
+            _through_float32(source, folder, model, complete)
+            return out
         if via == "optimum":
             _through_optimum(source, folder, model, dtype, complete)
         else:
             _through_torch(source, folder, model, kind, complete)
-        verify_bundle(folder, model)
+        verify_bundle(folder, model, half=dtype == "float16")
         if (folder / GENERATE).is_file():
             verify_generation(folder, model)
     return out
@@ -116,6 +128,24 @@ def _through_torch(
     complete(files.tensor, made_with=() if shipped else _EXPORTERS)
 
 
+def _through_float32(
+    source: Path, folder: Path, model: PreTrainedModel, complete: Callable[..., object]
+) -> None:
+    """Makes and checks the float32 bundle of the rounded weights, and then narrows it."""
+    files = CheckpointFiles(source)
+    graph = export_text_graph(model)
+    narrow = ir.from_proto(ir.to_proto(graph))
+    save_graph(WidenBfloat16()(graph).model, folder / GRAPH)
+
+    def rounded(parameter: Parameter) -> np.ndarray:
+        stored = dataclasses.replace(parameter, dtype="bfloat16")
+        return widened(files.tensor(stored), dtypes.BFLOAT16)
+
+    complete(rounded, made_with=_EXPORTERS)
+    verify_bundle(folder, shell_of_folder(source), half=True)
+    narrow_bundle(folder, narrow)
+
+
 def _through_optimum(
     source: Path, folder: Path, model: PreTrainedModel, dtype: str, complete: Callable[..., object]
 ) -> None:
@@ -133,16 +163,6 @@ def _through_optimum(
             lambda parameter: found[parameter.name].storage(),
             made_with=(*_EXPORTERS, "optimum-onnx"),
         )
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype == "bfloat16":
-        raise InputError(
-            "ONNX Runtime lacks bfloat16 kernels on the CPU (Add, Where and Expand among them), so "
-            "that a bfloat16 bundle could be neither checked nor run: use float32 or float16"
-        )
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
 
 
 def _context_length(model: PreTrainedModel, source: Path, kind: Architecture) -> int:

@@ -13,6 +13,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from edgezo_export.quiet import quiet
 from edgezo_runtime.errors import InputError
 
 #: A seventh fewer nodes than scaled_dot_product_attention's export, and up to 5 % faster.
@@ -23,7 +24,7 @@ def shell(
     config: PretrainedConfig, auto: Any = AutoModelForCausalLM, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Returns the model that `auto` makes of `config`; tied parameters are one, buffers real."""
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), quiet():
         model = auto.from_config(config, torch_dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()
     # One number, repeated with stride 0: the exporter needs shapes on the CPU.

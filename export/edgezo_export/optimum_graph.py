@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from transformers import PreTrainedModel
 from edgezo_export.checkpoint_files import CheckpointFiles
 from edgezo_export.lift import ParameterNames, lifted
 from edgezo_export.match_parameters import FoundTensor, match_parameters
+from edgezo_export.quiet import quiet
 from edgezo_export.text_head import check_no_full_logits, put_text_head
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.dtypes import Dtype
@@ -48,8 +47,7 @@ def optimum_file(source: Path, dtype: str) -> Iterator[Path]:
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with warnings.catch_warnings(), _quiet():
-                warnings.simplefilter("ignore")
+            with quiet():
                 main_export(
                     str(source),
                     output=folder,
@@ -123,14 +121,3 @@ def _load(path: Path) -> ir.Model:
                     "of its own folder"
                 )
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what optimum logs on its way; failures are raised anyway."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

@@ -9,11 +9,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
-from edgezo_export.quantized_linear import BLOCKS, FORMATS, BlockFormat, Format, QuantizeLinears
+from edgezo_export.quantized_linear import (
+    BLOCKS,
+    FORMATS,
+    BlockFormat,
+    Format,
+    QuantizeLinears,
+    quantizable,
+)
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.text_graph import save_graph
 from edgezo_runtime import safetensors_file
-from edgezo_runtime.bundle import GRAPH, SIDE_FILES, Parameter, open_bundle
+from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter, open_bundle
 from edgezo_runtime.errors import InputError
 
 
@@ -42,17 +49,23 @@ def quantize_bundle(source: Path, out: Path, name: str, block: int | None = None
             f"{source} has a {bundle.manifest.adapter['kind']} adapter: quantise the bundle that "
             "it was made from, and add the adapter to that"
         )
-    model = ir.load(bundle.graph)
-    quantise = QuantizeLinears(form, bundle.manifest.parameters)
-    quantise(model)
-    if not quantise.replaced:
+    before = bundle.manifest.parameters
+    models = {GRAPH: ir.load(bundle.graph)}
+    if bundle.generates:
+        models[GENERATE] = ir.load(bundle.folder / GENERATE)
+    chosen = set.intersection(*(quantizable(model, before) for model in models.values()))
+    if not chosen:
         raise InputError(f"{source} has no linear layer of float32 weights that can be quantised")
-    model.metadata_props[PARAMETERS_KEY] = parameters_text(
-        (p.name, p.kind, p.aliases) for p in quantise.parameters
-    )
+    quantise = QuantizeLinears(form, before, chosen)
+    for model in models.values():
+        quantise(model)
+        model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (p.name, p.kind, p.aliases) for p in quantise.parameters
+        )
     tensors = _Tensors(bundle.weights, form, quantise.replaced)
     with new_folder(out) as folder:
-        save_graph(model, folder / GRAPH)
+        for file, model in models.items():
+            save_graph(model, folder / file)
         for file in SIDE_FILES:
             if (bundle.folder / file).is_file():
                 shutil.copyfile(bundle.folder / file, folder / file)

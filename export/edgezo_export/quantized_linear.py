@@ -6,7 +6,7 @@ A scale is clamped to `LEAST_SCALE` in the graph, so that no tuning step turns a
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,36 +158,43 @@ class _Use:
 
 
 class QuantizeLinears(ir.passes.InPlacePass):
-    """Replaces each product with a linear float32 weight by one with quantised integers.
+    """Replaces each product with a weight by one with quantised integers.
+
+    Args:
+        form: how they are stored.
+        parameters: the model's.
+        chosen: which, of those that are `quantizable`.
 
     Attributes:
         parameters: the model's parameters afterwards, in order.
         replaced: the float32 weight of each new parameter, and whether it is (in, out).
     """
 
-    def __init__(self, form: Format, parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self, form: Format, parameters: Sequence[Parameter], chosen: Set[tuple[str, bool]]
+    ) -> None:
         super().__init__()
         self._form = form
         self._before = parameters
+        self._transposed = dict(chosen)
         self.parameters: list[Parameter] = []
         self.replaced: dict[str, tuple[str, bool]] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the pass."""
         inputs = {value.name: value for value in model.graph.inputs}
+        self.parameters = []
         for parameter in self._before:
-            value = inputs[parameter.name]
-            uses = _products(value) if _quantizable(parameter) else None
-            if uses is None:
+            if parameter.name not in self._transposed:
                 self.parameters.append(parameter)
                 continue
-            out, width = parameter.shape if uses[0].transposed else parameter.shape[::-1]
+            value, transposed = inputs[parameter.name], self._transposed[parameter.name]
+            out, width = parameter.shape if transposed else parameter.shape[::-1]
             stored = self._form.parameters(parameter, (out, width))
             self.parameters += stored
-            flipped = not uses[0].transposed
-            self.replaced |= {new.name: (parameter.name, flipped) for new in stored}
+            self.replaced |= {new.name: (parameter.name, not transposed) for new in stored}
             values = [_input(new) for new in stored]
-            for use in uses:
+            for use in _products(value):
                 _replace(use.node, self._form.product(_rows(use.node), values, (out, width)))
             _remove_unused(value)
             place = model.graph.inputs.index(value)
@@ -197,26 +204,34 @@ class QuantizeLinears(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.replaced))
 
 
-def _quantizable(parameter: Parameter) -> bool:
-    return parameter.kind == "linear" and parameter.dtype == "float32" and not parameter.aliases
+def quantizable(model: ir.Model, parameters: Sequence[Parameter]) -> set[tuple[str, bool]]:
+    """Returns the linear float32 weights that `model` multiplies with and uses for nothing else.
+
+    Returns:
+        Their names, and whether they are (out, in).
+    """
+    inputs = {value.name: value for value in model.graph.inputs}
+    linear = (p for p in parameters if p.kind == "linear" and p.dtype == "float32")
+    uses = {p.name: _products(inputs[p.name]) for p in linear if not p.aliases}
+    return {(name, found[0].transposed) for name, found in uses.items() if found}
 
 
-def _products(weight: ir.Value) -> list[_Use] | None:
-    """Returns the products with `weight`, or None if it is used for anything else."""
-    found = []
+def _products(weight: ir.Value) -> list[_Use]:
+    """Returns the products with `weight`, none if it is used for anything else."""
+    found: list[_Use] = []
     for node, index in weight.uses():
         if node.op_type == "Transpose" and rank(weight) == 2:
             users = node.outputs[0].uses()
             if not all(user.op_type == "MatMul" and place == 1 for user, place in users):
-                return None
+                return []
             found += [_Use(user, True) for user, _ in users]
         elif node.op_type == "Gemm" and index == 1 and _plain(node):
             found.append(_Use(node, bool(node.attributes.get_int("transB", 0))))
         elif node.op_type == "MatMul" and index == 1:
             found.append(_Use(node, False))
         else:
-            return None
-    return found if found and len({use.transposed for use in found}) == 1 else None
+            return []
+    return found if len({use.transposed for use in found}) == 1 else []
 
 
 def _plain(gemm: ir.Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from edgezo_export.lift import ParameterNames, lifted
+from edgezo_export.quiet import quiet
 from edgezo_runtime.errors import InputError
 
 OPSET = 18
@@ -35,8 +35,7 @@ def export_wrapper(
     """
     model = wrapper.get_submodule(WRAPPED)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 wrapper.eval(),
                 (),

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from edgezo_export.model_shell import lend_weights
 from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE, mapped_weights
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.generation import GenerationSession
-from edgezo_runtime.model import default_threads
 
 _STEPS = 4
 _PADDED = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])  # a text and a shorter one
@@ -62,10 +62,10 @@ def open_generation(bundle: Bundle) -> tuple[GenerationSession, MappedWeights]:
     Raises:
         InputError: it has none, or one that cannot be loaded.
     """
-    if bundle.generate is None:
+    if not bundle.generates:
         raise InputError(f"bundle {bundle.folder} has no generation graph: export it again")
     weights = MappedWeights(bundle)
-    return GenerationSession(bundle.generate, weights, default_threads()), weights
+    return GenerationSession(weights, open_device()), weights
 
 
 def check_reading(session: GenerationSession, model: PreTrainedModel) -> float:

@@ -207,26 +207,27 @@ class Bundle:
     Attributes:
         folder: where its files are.
         manifest: what they are.
-        adapted: the graph with an adapter put into it, where the folder's own has none.
+        adapted: the graphs with an adapter put into them, by their files' names, where the
+            folder's own have none.
     """
 
     folder: Path
     manifest: Manifest
-    adapted: bytes | None = None
+    adapted: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def graph(self) -> Path:
         """The graph's file."""
         return self.folder / GRAPH
 
-    def read_graph(self) -> bytes:
-        """Returns the graph as the bytes of an ONNX file."""
-        return self.graph.read_bytes() if self.adapted is None else self.adapted
-
     @property
-    def generate(self) -> Path | None:
-        """The generation graph's file, if the bundle has one."""
-        return self.folder / GENERATE if GENERATE in self.manifest.files else None
+    def generates(self) -> bool:
+        """Whether it has a generation graph."""
+        return GENERATE in self.manifest.files
+
+    def read_graph(self, name: str = GRAPH) -> bytes:
+        """Returns `graph.onnx`, or the graph `name`, as the bytes of an ONNX file."""
+        return self.adapted[name] if name in self.adapted else (self.folder / name).read_bytes()
 
     @property
     def weights(self) -> Path:
@@ -236,7 +237,7 @@ class Bundle:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which names this bundle in journals."""
-        if self.adapted is not None:  # the digest of the bundle that an export of it would write
+        if self.adapted:  # the digest of the bundle that an export of it would write
             return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
         return sha256(self.folder / MANIFEST)
 

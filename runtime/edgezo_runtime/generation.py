@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.bundle import Bundle
+from edgezo_runtime.bundle import GENERATE, Bundle
+from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
-from edgezo_runtime.session import alias, open_session
+from edgezo_runtime.safetensors_file import release
+from edgezo_runtime.session import constant_values, fits, with_integers
 
 _TEXT = ("input_ids", "attention_mask")
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -54,41 +55,46 @@ class Cache:
 
 
 class GenerationSession:
-    """Runs a bundle's generation graph on the CPU, over memory that somebody else changes.
+    """Runs a bundle's generation graph over memory that somebody else changes.
 
     Args:
-        graph: `generate.onnx`.
-        weights: of the model that is tuned; they are aliased.
-        threads: ONNX Runtime's intra-op threads.
+        weights: of the model that is tuned, whose bundle has the graph; they are aliased.
+        device: where they lie.
 
     Raises:
         InputError: the graph cannot be loaded, or does not take these weights.
     """
 
-    def __init__(self, graph: Path, weights: SharedWeights, threads: int) -> None:
+    def __init__(self, weights: SharedWeights, device: Device) -> None:
+        bundle = weights.bundle
+        graph, arrays = bundle.folder / GENERATE, weights.arrays()
+        constants = constant_values(bundle, arrays)
+        bound = [p for p in bundle.manifest.parameters if p.name not in constants]
         try:
-            self._session = open_session(graph.read_bytes(), threads)
+            self._session = device.open_session(with_integers(bundle, GENERATE), constants)
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {graph}: {error}") from error
+        for name in constants:  # the session has packed them for itself
+            release(arrays[name])
         inputs = {node.name: node for node in self._session.get_inputs()}
-        arrays = weights.arrays()
-        for name, array in arrays.items():
-            if name not in inputs or tuple(inputs[name].shape) != array.shape:
+        for parameter in bound:
+            if not fits(parameter, inputs.get(parameter.name)):
                 raise InputError(
-                    f"{graph} does not take parameter {name!r} as the manifest describes it: "
-                    "export the bundle again"
+                    f"{graph} does not take parameter {parameter.name!r} as the manifest "
+                    "describes it: export the bundle again"
                 )
         self._weights = weights
-        self._dtypes = {p.name: dtypes.named(p.dtype) for p in weights.bundle.manifest.parameters}
-        self._bound: dict[str, Any] = {}
-        for name, array in arrays.items():
-            self.bind(name, array)
+        self._device = device
+        self._dtypes = {p.name: dtypes.named(p.dtype) for p in bound}
+        self._binders: dict[str, Binder] = {}
+        for parameter in bound:
+            self.bind(parameter.name, arrays[parameter.name])
         self._past = [n for name, n in inputs.items() if name not in arrays and name not in _TEXT]
         self._outputs = [node.name for node in self._session.get_outputs()]
 
     def bind(self, name: str, array: np.ndarray) -> None:
         """Gives the parameter `name` the memory of `array`."""
-        self._bound[name] = alias(array, self._dtypes[name])
+        self._binders[name] = self._device.binder(array, self._dtypes[name])
 
     def start(self, rows: int) -> Cache:
         """Returns the cache of `rows` texts of which nothing was read yet."""
@@ -120,12 +126,16 @@ class GenerationSession:
         binding = self._session.io_binding()  # a fresh one: it would keep the last cache alive
         past = zip((node.name for node in self._past), cache.values, strict=True)
         try:
-            for name, value in (*self._bound.items(), *past):
+            for name, binder in self._binders.items():
+                binder(binding, name)
+            for name, value in past:
                 binding.bind_ortvalue_input(name, value)
             for name, array in zip(_TEXT, (tokens, mask), strict=True):
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
-            for name in self._outputs:
-                binding.bind_output(name)
+            first, *others = self._outputs
+            binding.bind_output(first)
+            for name in others:
+                self._device.bind_output(binding, name)
             self._session.run_with_iobinding(binding)
             logits, *values = binding.get_outputs()
         except Exception as error:

@@ -32,6 +32,8 @@ from edgezo_runtime.files import atomic_writer, cannot_write
 NAME = "journal.ezj"
 SCHEMA = 1
 SKIPPED = 1  # flag: the projected gradient was not finite, the step only restored the weights
+ACCEPTED = 2  # flag: of a conservative step, that it went down the slope
+REVERSED = 4  # flag: of one, that it went up
 _MAGIC = b"edgezo\x00\x01"
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_SCALARS = 1 << 16

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bundle
+from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.select import FULL, resolve, select
@@ -22,28 +23,23 @@ from edgezo_runtime.text import TOKENIZER, Tokenizer
 _CHUNK = 1 << 20  # elements checked at once
 
 
-def default_threads() -> int:
-    """Returns how many threads a run uses if nobody says: the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class Weights:
     """A bundle's weights: the trained ones in an arena, the frozen ones mapped from their file.
 
     Args:
         bundle: where the parameters are described.
         tune: what is trained; see `select`. A bundle with an adapter trains that.
-        threads: threads of the arena's sweeps.
+        device: whose memory they lie in; one thread of the CPU if None.
     """
 
-    def __init__(self, bundle: Bundle, tune: str = FULL, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, tune: str = FULL, device: Device | None = None) -> None:
         self.bundle = bundle
+        self.device = device = device or CpuDevice(1)
         self.tune = resolve(bundle.manifest, tune)
         trained = select(bundle.manifest.parameters, self.tune)
-        self.arena = Arena(trained, threads)
+        self.arena = Arena(trained, device)
         self._frozen: dict[str, np.ndarray] = {}
+        self._placed: dict[str, Any] = {}  # the frozen ones, in the device's memory
         self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
         self._checked = False  # the bundle's file, beneath an adapter
         self.at_base = False  # whether the weights are the bundle's own, unchanged
@@ -97,10 +93,10 @@ class Weights:
 
     def _load_first(self) -> None:
         for name, view in self.arena.views.items():
-            view[...] = self.first.get(name, 0)
+            view[...] = self.device.put(self.first[name]) if name in self.first else 0
 
-    def _read(self, path: Path, views: Mapping[str, np.ndarray], digest: str | None) -> None:
-        found = safetensors_file.read_into(path, views)
+    def _read(self, path: Path, views: Mapping[str, Any], digest: str | None) -> None:
+        found = self.device.read(path, views)
         if digest is not None and found != digest:
             raise InputError(f"{path} does not match its checksum: it was changed or damaged")
         if name := self.arena.nonfinite():
@@ -112,20 +108,37 @@ class Weights:
             self.mend()
         self.arena.settle()
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns every parameter by name, trained or frozen, in manifest order; none is copied."""
-        self.settle()
-        views = self.arena.views
-        return {
-            p.name: views[p.name] if p.name in views else self._frozen[p.name]
-            for p in self.bundle.manifest.parameters
-        }
+    def arrays(self) -> dict[str, Any]:
+        """Returns every parameter by name, in manifest order, as a `Session` takes them.
 
-    def tensors(self) -> Iterator[tuple[str, dtypes.Dtype, np.ndarray]]:
-        """Yields every parameter as `safetensors_file.write` takes it."""
-        arrays = self.arrays()
+        The trained ones alias the arena. Quantised ones stay where they are; the others are in the
+        device's memory.
+        """
+        self.settle()
         for parameter in self.bundle.manifest.parameters:
-            yield parameter.name, dtypes.named(parameter.dtype), arrays[parameter.name]
+            name = parameter.name
+            if name not in self.arena.views and name not in self._placed:
+                stays = parameter.kind == QUANTIZED
+                frozen = self._frozen[name]
+                self._placed[name] = frozen if stays else self.device.put(frozen)
+        both = {**self._placed, **self.arena.views}
+        return {p.name: both[p.name] for p in self.bundle.manifest.parameters}
+
+    def trained(self) -> dict[str, np.ndarray]:
+        """Returns the trained parameters by name, for reading."""
+        self.settle()
+        return {name: self.device.host(view) for name, view in self.arena.views.items()}
+
+    def save(self, path: Path, *, trained: bool = False) -> str:
+        """Writes every parameter, or the trained ones, to `path`; returns the file's SHA-256."""
+        self.settle()
+        parameters = self.arena.parameters if trained else self.bundle.manifest.parameters
+        entries = [(p.name, dtypes.named(p.dtype), p.shape) for p in parameters]
+        return safetensors_file.write_each(path, entries, self._host)
+
+    def _host(self, name: str) -> np.ndarray:
+        view = self.arena.views.get(name)
+        return self._frozen[name] if view is None else self.device.host(view)
 
 
 class Model:
@@ -135,18 +148,19 @@ class Model:
         bundle: what it was loaded from.
         weights: its weights.
         form: what kind of model it is; see `Manifest.form`.
-        threads: threads of its session and its sweeps.
+        device: where it runs.
     """
 
-    def __init__(self, weights: Weights, threads: int) -> None:
+    def __init__(self, weights: Weights) -> None:
         self.bundle = weights.bundle
         self.weights = weights
-        self.threads = threads
+        self.device = weights.device
         folder = self.bundle.folder
         text = self.bundle.manifest.context_length is not None or (folder / TOKENIZER).exists()
         self._tokenizer = Tokenizer.from_folder(folder) if text else None
         self.form = self.bundle.manifest.form
-        self._session = Session(self.bundle, weights.arrays(), weights.arena.views.keys(), threads)
+        trained = weights.arena.views.keys()
+        self._session = Session(self.bundle, weights.arrays(), trained, weights.device)
 
     @property
     def arena(self) -> Arena:
@@ -178,11 +192,7 @@ class Model:
 
         It is opened when it is first asked for.
         """
-        manifest = self.bundle.manifest
-        changed = manifest.adapter or any(p.kind == QUANTIZED for p in manifest.parameters)
-        if self.bundle.generate is None or changed:  # that graph knows of plain weights only
-            return None
-        return GenerationSession(self.bundle.generate, self.weights, self.threads)
+        return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns the mean loss of `batch`."""
@@ -193,6 +203,7 @@ def load(
     bundle: Path | str | Bundle,
     *,
     tune: str = FULL,
+    device: str = "cpu",
     threads: int | None = None,
     weights: Path | None = None,
     prefix: str = "",
@@ -202,18 +213,19 @@ def load(
     Args:
         bundle: its folder, or what `open_bundle` returned.
         tune: what may be trained; see `Weights`.
+        device: what it runs on; see `open_device`.
         threads: of the session and the sweeps; all cores if None.
         weights: read the trained weights from this file instead of the bundle's.
         prefix: what the names in that file have in front of the parameters'.
 
     Raises:
-        InputError: the bundle is damaged, or nothing matches `tune`.
+        InputError: the bundle is damaged, nothing matches `tune`, or there is no such device.
     """
-    threads = threads or default_threads()
+    place = open_device(device, threads)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    loaded = Weights(opened, tune, threads)
+    loaded = Weights(opened, tune, place)
     loaded.load(weights, prefix=prefix)
-    return Model(loaded, threads)
+    return Model(loaded)
 
 
 def _entry_for(

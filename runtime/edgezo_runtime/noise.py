@@ -12,11 +12,13 @@ Golden vectors are in ``runtime/vectors``.
 
 from __future__ import annotations
 
+import abc
 import enum
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,10 @@ VERSION = 1
 POOL_SIZE = 1 << 20
 BLOCK_SIZE = 1 << 15
 DISTRIBUTIONS = ("binomial", "rademacher", "gaussian")
-_POOL_KEY = (0x65646765, 0x7A6F0001)  # "edge", "zo", version 1
+POOL_KEY = (0x65646765, 0x7A6F0001)  # "edge", "zo", version 1
+
+#: Elements ``start`` to ``stop`` of a direction or a mask; not to be written to.
+Values = Callable[[int, int], Any]
 
 
 class Purpose(enum.IntEnum):
@@ -37,6 +42,12 @@ class Purpose(enum.IntEnum):
     BATCH_ORDER = 1
     SAMPLING = 2  # text generation
     ADAPTER_INIT = 16  # what an adapter's tensors begin with
+    LAYERS = 32  # which layers a step moves
+    MASK = 33  # which weights it moves
+    LEFT = 34  # a low-rank direction's factor of the step
+    RIGHT = 35  # its factor that stays for some steps
+    CORE = 36  # a direction within a subspace
+    BASIS = 37  # the subspace
 
 
 @functools.cache
@@ -46,46 +57,99 @@ def pool(distribution: str = "binomial") -> np.ndarray:
     Args:
         distribution: ``"binomial"`` (close to normal) or ``"rademacher"`` (random signs).
     """
-    if distribution not in _POOLS:
-        raise InputError(f"noise distribution {distribution!r} has no pool; use binomial")
-    values = np.empty(POOL_SIZE, np.float32)
-    # In pieces: the generator's 64-bit words would take 20 times the pool's memory.
-    for start in range(0, POOL_SIZE, BLOCK_SIZE):
-        words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), _POOL_KEY)
-        values[start : start + BLOCK_SIZE] = _POOLS[distribution](words)
+    whole, unit = counts(distribution)
+    values = whole * unit
     values.flags.writeable = False
     return values
 
 
+def counts(distribution: str) -> tuple[np.ndarray, np.float32]:
+    """Returns the pool as whole numbers, (2**20,) int8, and what one is worth."""
+    if distribution not in _POOLS:
+        raise InputError(f"noise distribution {distribution!r} has no pool; use binomial")
+    count, unit = _POOLS[distribution]
+    whole = np.empty(POOL_SIZE, np.int8)
+    # In pieces: the generator's 64-bit words would take 80 times the pool's memory.
+    for start in range(0, POOL_SIZE, BLOCK_SIZE):
+        words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), POOL_KEY)
+        whole[start : start + BLOCK_SIZE] = count(words)
+    return whole, unit
+
+
 def _binomial(words: Sequence[np.ndarray]) -> np.ndarray:
-    counts = np.zeros(words[0].shape, np.int32)
+    ones = np.zeros(words[0].shape, np.int16)
     for word in words:
-        counts += np.bitwise_count(word)
-    return (counts - 64).astype(np.float32) * np.float32(0.17677669)
+        ones += np.bitwise_count(word)
+    return ones - 64
 
 
 def _rademacher(words: Sequence[np.ndarray]) -> np.ndarray:
-    return np.where(words[0] & 1, np.float32(-1), np.float32(1))
+    return 1 - 2 * (words[0] & 1).astype(np.int8)
 
 
-_POOLS = {"binomial": _binomial, "rademacher": _rademacher}
+_POOLS = {
+    "binomial": (_binomial, np.float32(0.17677669)),
+    "rademacher": (_rademacher, np.float32(1)),
+}
+
+
+class Mask(abc.ABC):
+    """The name of a choice of single weights."""
+
+    @abc.abstractmethod
+    def draw(self, xp: Any, size: int) -> Values:
+        """Returns what gives its elements, bool, of an index space of `size`."""
 
 
 @dataclass(frozen=True)
-class Direction:
-    """The name of one direction z: everything that its elements depend on.
+class Support:
+    """Which weights a direction moves; outside it is zero.
+
+    Attributes:
+        ranges: parts of the index space in rising order, bounded by parameters; None: all of it.
+            What lies outside costs nothing.
+        mask: which single weights within them; None: all.
+    """
+
+    ranges: tuple[tuple[int, int], ...] | None = None
+    mask: Mask | None = None
+
+
+EVERYWHERE = Support()
+
+
+class AnyDirection(abc.ABC):
+    """The name of one direction z: everything that its elements depend on."""
+
+    support: Support
+
+    @abc.abstractmethod
+    def draw(self, xp: Any, size: int) -> Values:
+        """Returns what gives its elements, float32.
+
+        Args:
+            xp: the array module, ``numpy`` or one with its functions.
+            size: of the index space.
+        """
+
+
+@dataclass(frozen=True)
+class Direction(AnyDirection):
+    """A direction of windows into the pool, or of independent normals.
 
     Attributes:
         seed: the run's seed, ``0 <= seed < 2**64``.
         step: the step it belongs to.
         sample: which of a step's directions it is.
         distribution: one of `DISTRIBUTIONS`.
+        support: which weights it moves.
     """
 
     seed: int
     step: int
     sample: int = 0
     distribution: str = "binomial"
+    support: Support = EVERYWHERE
 
     def __post_init__(self) -> None:
         _check_name(self.seed, self.step, self.sample)
@@ -95,16 +159,47 @@ class Direction:
                 + ", ".join(DISTRIBUTIONS)
             )
 
+    @property
+    def pooled(self) -> bool:
+        """Whether each of its blocks is one window of the pool."""
+        return self.distribution != "gaussian" and self.support.mask is None
+
     def blocks(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Draws the first `count` blocks.
 
         Returns:
             Offsets into the pool, (count,) int64, and signs, (count,) int8 of -1 and +1.
         """
-        words = random_words(self.seed, Purpose.DIRECTION, self.step, count, self.sample)
-        offsets = (words[0] & np.uint32(POOL_SIZE - 1)).astype(np.int64)
-        signs = np.where(words[1] & 1, np.int8(-1), np.int8(1))
-        return offsets, signs
+        return block_draws(self.seed, Purpose.DIRECTION, self.step, count, self.sample)
+
+    def draw(self, xp: Any, size: int) -> Values:
+        plain = self._plain(xp, size)
+        if self.support.mask is None:
+            return plain
+        mask = self.support.mask.draw(xp, size)
+        return lambda start, stop: plain(start, stop) * mask(start, stop)
+
+    def _plain(self, xp: Any, size: int) -> Values:
+        if self.distribution == "gaussian":
+
+            def drawn(start: int, stop: int) -> Any:
+                first = start // BLOCK_SIZE
+                blocks = range(first, -(-stop // BLOCK_SIZE))
+                whole = np.concatenate([self.gaussian_block(block) for block in blocks])
+                return xp.asarray(whole[start - first * BLOCK_SIZE :][: stop - start])
+
+            return drawn
+        offsets, signs = self.blocks(-(-size // BLOCK_SIZE))
+        source = xp.asarray(pool(self.distribution))
+
+        def values(start: int, stop: int) -> Any:
+            found = windows(xp, source, offsets, start, stop)
+            if len(found) == 0 or start // BLOCK_SIZE == (stop - 1) // BLOCK_SIZE:
+                return found if signs[start // BLOCK_SIZE] > 0 else -found
+            blocks = xp.arange(start, stop) // BLOCK_SIZE
+            return found * xp.asarray(signs)[blocks]
+
+        return values
 
     def gaussian_block(self, block: int) -> np.ndarray:
         """Returns block `block` of independent normals, (2**15,) float32 (NumPy's Philox)."""
@@ -112,6 +207,43 @@ class Direction:
         key = np.array([self.seed, Purpose.DIRECTION], np.uint64)
         generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
         return generator.standard_normal(BLOCK_SIZE, dtype=np.float32)
+
+
+def window(xp: Any, source: Any, start: int, size: int) -> Any:
+    """Returns `size` elements of a circular pool from `start` on."""
+    start &= POOL_SIZE - 1
+    if start + size <= POOL_SIZE:
+        return source[start : start + size]
+    return xp.concatenate([source[start:], source[: start + size - POOL_SIZE]])
+
+
+def windows(xp: Any, source: Any, offsets: np.ndarray, start: int, stop: int) -> Any:
+    """Returns elements `start` to `stop` of an index space whose blocks are windows of a pool."""
+    block, within = divmod(start, BLOCK_SIZE)
+    if stop <= (block + 1) * BLOCK_SIZE:
+        return window(xp, source, int(offsets[block]) + within, stop - start)
+    index = xp.arange(start, stop)
+    places = xp.asarray(offsets)[index // BLOCK_SIZE] + index % BLOCK_SIZE
+    return source[places % POOL_SIZE]
+
+
+def block_draws(
+    seed: int, purpose: Purpose, step: int, count: int, sample: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws what `count` blocks take from a pool for `purpose`; see `Direction.blocks`."""
+    words = random_words(seed, purpose, step, count, sample)
+    offsets = (words[0] & np.uint32(POOL_SIZE - 1)).astype(np.int64)
+    return offsets, np.where(words[1] & 1, np.int8(-1), np.int8(1))
+
+
+def stream(seed: int, purpose: Purpose, step: int, size: int) -> np.ndarray:
+    """Returns (size,) numbers of the binomial pool, drawn for `purpose` as a direction's are."""
+    offsets, signs = block_draws(seed, purpose, step, -(-size // BLOCK_SIZE))
+    values = np.empty(size, np.float32)
+    for block, start in enumerate(range(0, size, BLOCK_SIZE)):
+        part = values[start : start + BLOCK_SIZE]
+        np.multiply(window(np, pool(), int(offsets[block]), part.size), signs[block], part)
+    return values
 
 
 def random_words(

@@ -14,6 +14,7 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,14 +101,7 @@ def read_into(path: Path, destinations: Mapping[str, np.ndarray]) -> str:
     """
     entries = read_header(path)
     for name, array in destinations.items():
-        entry = entries.get(name)
-        if entry is None:
-            raise InputError(f"{path} has no tensor {name!r}")
-        if entry.shape != array.shape or entry.dtype.storage != array.dtype:
-            raise InputError(
-                f"tensor {name!r} of {path} is {entry.dtype.name} {list(entry.shape)}, "
-                f"not {array.dtype} {list(array.shape)} as the manifest says"
-            )
+        check_destination(path, entries, name, array)
     digest = hashlib.sha256()
     scratch = memoryview(bytearray(CHUNK_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -125,6 +119,21 @@ def read_into(path: Path, destinations: Mapping[str, np.ndarray]) -> str:
                 digest.update(chunk[:count])
                 remaining -= count
     return digest.hexdigest()
+
+
+def check_destination(
+    path: Path, entries: Mapping[str, TensorEntry], name: str, array: Any
+) -> TensorEntry:
+    """Returns the entry that `array` is filled from; raises InputError where it does not fit."""
+    entry = entries.get(name)
+    if entry is None:
+        raise InputError(f"{path} has no tensor {name!r}")
+    if entry.shape != array.shape or entry.dtype.storage != array.dtype:
+        raise InputError(
+            f"tensor {name!r} of {path} is {entry.dtype.name} {list(entry.shape)}, "
+            f"not {array.dtype} {list(array.shape)} as the manifest says"
+        )
+    return entry
 
 
 def map_tensor(path: Path, entry: TensorEntry) -> np.ndarray:

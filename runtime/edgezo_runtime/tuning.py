@@ -167,7 +167,10 @@ class Tuning:
         if self._run is None:
             self.weights.load()
         else:
-            done = snapshot.load_newest(self._run, self.weights, len(records))
+            done = snapshot.load_newest(self._run, self.weights, len(records), self.method.state)
+            if not done:
+                self._make_method()  # a damaged snapshot may have left its state
+        self.method.recall(records[:done])
         for number in range(done + 1, len(records) + 1):
             self.method.replay(number, records[number - 1])
             if progress:

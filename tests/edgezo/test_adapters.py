@@ -201,7 +201,7 @@ def test_peft_computes_the_run_s_predictions(
         candidates=np.arange(512),
         objective=TokenLoss(rows),
     )
-    ours = open_model(lora_run, 1)[0].forward(batch)["candidate_logits"]
+    ours = open_model(lora_run, None, 1)[0].forward(batch)["candidate_logits"]
     np.testing.assert_allclose(ours.reshape(logits.shape), logits, atol=1e-4)
     written = save(lora_run, "peft", tmp_path / "peft")
     assert set(contents(written).items()) <= set(contents(lora_run).items())
@@ -363,7 +363,7 @@ def test_peft_loads_a_prompt(
     every = np.arange(ids.size)
     zeros = np.zeros_like(every)
     batch = Batch(ids, np.ones_like(ids), every, zeros, np.arange(512), TokenLoss(2))
-    ours = open_model(run, 1)[0].forward(batch)["candidate_logits"]
+    ours = open_model(run, None, 1)[0].forward(batch)["candidate_logits"]
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     model = PeftModel.from_pretrained(base, str(save(run, "peft", tmp_path / "peft"))).eval()
     with torch.no_grad():

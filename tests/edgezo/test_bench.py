@@ -23,6 +23,7 @@ from edgezo.bench.step import bench_step, random_batch
 from edgezo.cli import bench as cli
 from edgezo_runtime.batch import CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.model import FULL, Weights
 from edgezo_runtime.ort import onnxruntime
@@ -81,7 +82,9 @@ def test_constants_give_the_outputs_of_the_bundle(bundle: Bundle) -> None:
     weights = Weights(bundle, FULL)
     weights.load()
     batch = random_batch(bundle, 3, 9)
-    expected = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1).forward(batch)
+    expected = Session(bundle, weights.arrays(), weights.arena.views.keys(), CpuDevice(1)).forward(
+        batch
+    )
     with constants_model(bundle) as model:
         folder = model.parent
         found = plain_session(model).run(["logprobs", "candidate_logits"], batch.feeds())

@@ -10,6 +10,7 @@ import pytest
 from edgezo_runs import called, command_line, labelled, run, succeed, write_rows
 
 from edgezo.cli import COMMANDS
+from edgezo_runtime.methods import METHODS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,8 +81,10 @@ def test_json_is_one_object_and_last(
         if plain == list(words):
             assert called(*words).out.strip()
     methods = called("methods", "--json").json
-    assert [method["name"] for method in methods] == ["mezo", "es", "qzo"]
+    assert [method["name"] for method in methods] == list(METHODS)
     assert {"name", "paper", "forwards", "state_bytes", "defaults"} <= set(methods[0])
+    state = {method["name"]: method["state_bytes"] for method in methods}
+    assert (state["mezo"], state["zo-adam"], state["sparse-mezo"]) == (0, 8, 0.125)
 
 
 def test_report(reference: Path, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:

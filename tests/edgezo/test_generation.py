@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 import edgezo
 from edgezo.generate import _Sampling, generate_batch, stream
-from edgezo_runtime.bundle import open_bundle, write_manifest
+from edgezo_export.adapters.base import adapt, write_adapted
+from edgezo_export.quantize import quantize_bundle
+from edgezo_export.quantized_linear import FORMATS
+from edgezo_runtime.bundle import Bundle, open_bundle, write_manifest
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.generation import GenerationSession
+from edgezo_runtime.select import ADAPTERS
 
 PROMPTS = ["a good film", "search", "book a table for two, the old band", "terrible"]
 
@@ -77,6 +81,23 @@ def test_a_finished_text_does_not_disturb_the_others(
     assert ended == [edgezo.generate(model, prompt, 30) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("change", [*ADAPTERS, *FORMATS])
+def test_changed_bundles_have_a_cache(tiny_bundle: Path, tmp_path: Path, change: str) -> None:
+    if change in FORMATS:
+        model = edgezo.load(quantize_bundle(tiny_bundle, tmp_path / "b.edgezo", change), threads=1)
+    else:
+        write_adapted(adapt(open_bundle(tiny_bundle), {"kind": change}), tmp_path / "b.edgezo")
+        model = edgezo.load(tmp_path / "b.edgezo", threads=1)
+        generator = np.random.default_rng(3)
+        for view in model.arena.views.values():
+            view[...] = generator.standard_normal(view.shape) / 4
+    assert model.generation is not None
+    texts = generate_batch(model, PROMPTS, 20)
+    model.generation = None
+    assert texts == [edgezo.generate(model, prompt, 20) for prompt in PROMPTS]
+    assert texts != generate_batch(edgezo.load(tiny_bundle, threads=1), PROMPTS, 20)
+
+
 def test_two_streams_at_once(model: edgezo.Model) -> None:
     alone = [edgezo.generate(model, prompt, 12) for prompt in PROMPTS[:2]]
     together = ["", ""]
@@ -87,10 +108,16 @@ def test_two_streams_at_once(model: edgezo.Model) -> None:
 
 
 def test_no_weight_is_copied(model: edgezo.Model) -> None:
-    bound = session_of(model)._bound
-    assert set(bound) == {p.name for p in model.bundle.manifest.parameters}
-    for name, array in model.weights.arrays().items():
-        assert bound[name].data_ptr() == array.ctypes.data
+    bound: dict[str, int] = {}
+
+    class Binding:
+        def bind_ortvalue_input(self, name: str, value: Any) -> None:
+            bound[name] = value.data_ptr()
+
+    for name, binder in session_of(model)._binders.items():
+        binder(Binding(), name)
+    assert bound == {name: a.ctypes.data for name, a in model.weights.arrays().items()}
+    assert bound.keys() == {p.name for p in model.bundle.manifest.parameters}
 
 
 @pytest.mark.parametrize("tune", ["full", "model.layers.1.*"])
@@ -156,9 +183,12 @@ def test_a_graph_that_does_not_fit_is_refused(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = edgezo.load(tiny_bundle, threads=1)
-    arrays = model.weights.arrays() | {"model.norm.lora_A": np.zeros((2, 32), np.float32)}
-    monkeypatch.setattr(model.weights, "arrays", lambda: arrays)
-    with pytest.raises(InputError, match=r"generate\.onnx does not take .*lora_A"):
+    manifest = model.bundle.manifest
+    *others, norm = manifest.parameters
+    others = (*others, dataclasses.replace(norm, shape=(33,)))
+    forged = Bundle(tiny_bundle, dataclasses.replace(manifest, parameters=others))
+    monkeypatch.setattr(model.weights, "bundle", forged)
+    with pytest.raises(InputError, match=r"generate\.onnx does not take .*norm\.weight"):
         edgezo.generate(model, "a film")
     folder = shutil.copytree(tiny_bundle, tmp_path / "b.edgezo")
     forge(folder, lambda bundle: (folder / "generate.onnx").write_bytes(b"no graph"))

@@ -39,7 +39,7 @@ def test_each_parameter_moves_the_outputs_as_in_a_fresh_session(
         moved = flat(model.forward(batch))
         assert (moved != before).any(), name
         path = tmp_path / f"{index}.safetensors"
-        safetensors_file.write(path, model.weights.tensors())
+        model.weights.save(path)
         fresh = edgezo.load(model.bundle.folder, threads=1, weights=path)
         np.testing.assert_array_equal(flat(fresh.forward(batch)), moved, name)
         view[...] = kept
@@ -66,8 +66,8 @@ def test_frozen_weights_are_the_bundle_s(tiny_bundle: Path, batch: Batch, tmp_pa
         for model in (whole, part):
             model.arena.views[name][...] *= np.float32(0.5)
         np.testing.assert_array_equal(flat(part.forward(batch)), flat(whole.forward(batch)))
-    safetensors_file.write(tmp_path / "part.safetensors", part.weights.tensors())
-    safetensors_file.write(tmp_path / "whole.safetensors", whole.weights.tensors())
+    part.weights.save(tmp_path / "part.safetensors")
+    whole.weights.save(tmp_path / "whole.safetensors")
     written = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("part", "whole")]
     assert written[0] == written[1]
 

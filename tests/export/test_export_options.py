@@ -6,20 +6,29 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import click
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers_text import write_tokenizer
+from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 from tiny_checkpoints import tiny_model
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import edgezo
-from edgezo.cli import cli
+from edgezo.cli import cli, export
 from edgezo.generate import generate
+from edgezo.tasks.make import TASKS
 from edgezo_export.convert_dtype import converted, widened
 from edgezo_export.huggingface import checkpoint_to_bundle
-from edgezo_export.verify import GraphRunner, reference, sample_batch
+from edgezo_export.verify import GraphRunner, mapped_weights, reference, sample_batch
 from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import WEIGHTS, open_bundle
 from edgezo_runtime.errors import InputError
@@ -80,9 +89,72 @@ def test_float16_is_near_float32(
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-2)
 
 
-def test_bfloat16_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lacks bfloat16 kernels"):
-        checkpoint_to_bundle(checkpoint("opt"), tmp_path / "b.edgezo", dtype="bfloat16")
+def test_bfloat16_is_exported_and_not_run_on_the_cpu(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = with_tokenizer(checkpoint("llama_tied"), tmp_path / "source", 512)
+    bundle = open_bundle(checkpoint_to_bundle(source, tmp_path / "b.edgezo", dtype="bfloat16"))
+    assert {p.dtype for p in bundle.manifest.parameters} == {"bfloat16"}
+    assert {port.dtype for port in bundle.manifest.outputs} == {"float32"}
+    model = AutoModelForCausalLM.from_pretrained(bundle.folder, dtype="auto").eval()
+    assert model.dtype == torch.bfloat16
+    full = load_tensors(source / WEIGHTS)
+    stored = load_tensors(bundle.weights)
+    assert all(torch.equal(stored[name], full[name].bfloat16()) for name in stored)
+    inputs = sample_batch(512, 3, 9)
+    weights = {
+        name: value.view(ml_dtypes.bfloat16) for name, value in mapped_weights(bundle).items()
+    }
+    # ONNX's own interpreter has every operator in every dtype.
+    graph = ReferenceEvaluator(onnx.load(bundle.graph))
+    expected = reference(model, inputs)
+    for found, theirs in zip(graph.run(None, inputs | weights), expected, strict=True):
+        ours = np.asarray(found)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, atol=5e-2)
+    with pytest.raises(
+        InputError, match=r"computes in bfloat16.* on the CPU: export the model with"
+    ):
+        edgezo.load(bundle.folder)
+
+
+def test_what_bfloat16_is_not_for(
+    checkpoint: Callable[[str], Path],
+    family_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    for source, via, why in (
+        (checkpoint("opt"), "optimum", "optimum does not export bfloat16"),
+        (family_checkpoint("bert"), "torch", "as float32 only"),
+    ):
+        with pytest.raises(InputError, match=why):
+            checkpoint_to_bundle(source, tmp_path / "b.edgezo", via=via, dtype="bfloat16")
+
+
+def test_every_task_may_be_the_default() -> None:
+    (option,) = (p for p in export.command.params if p.name == "task")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == TASKS and "chat" in TASKS
+
+
+def test_torch_s_own_reason_is_quoted(
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    plain = LlamaForCausalLM.forward
+
+    def forward(self: LlamaForCausalLM, input_ids: Any, **options: Any) -> Any:
+        chosen = input_ids + 1 if input_ids.sum() > 40 else input_ids
+        return plain(self, chosen, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    reason = "torch cannot export LlamaForCausalLM: Could not guard on data-dependent expression"
+    with pytest.raises(InputError, match=reason):
+        checkpoint_to_bundle(checkpoint("llama_tied"), tmp_path / "b.edgezo")
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""
 
 
 def test_too_large_for_float16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -95,7 +167,6 @@ def test_too_large_for_float16(checkpoint: Callable[[str], Path], tmp_path: Path
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
-    torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     values[:4] = [1 + 2**-8, 1 + 3 * 2**-8, -0.0, 2.0**-130]
     bits = converted(values, dtypes.FLOAT32, dtypes.BFLOAT16)

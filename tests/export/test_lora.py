@@ -20,6 +20,7 @@ from edgezo_export.verify import reference, sample_batch
 from edgezo_runtime import adapter_init
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, Parameter, open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Weights
 from edgezo_runtime.session import Session
@@ -33,7 +34,7 @@ def outputs(bundle: Bundle, first: dict[str, np.ndarray], batch: dict[str, np.nd
     weights = Weights(bundle)
     weights.begin(first)
     weights.load()
-    session = Session(bundle, weights.arrays(), weights.arena.views.keys(), 1)
+    session = Session(bundle, weights.arrays(), weights.arena.views.keys(), CpuDevice(1))
     found = session.forward(Batch(**batch, objective=TokenLoss(1)))
     return [found["logprobs"], found["candidate_logits"]]
 

@@ -166,6 +166,13 @@ def test_what_cannot_be_quantised(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_quantised_masked_model_is_one(
+    family_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = open_bundle(quantize_bundle(family_bundle("bert"), tmp_path / "b.edgezo", "int8"))
+    assert small.manifest.form == {"kind": "masked"}
+
+
 def test_the_first_part_of_a_graph_takes_its_constants(
     quantized: Callable[[str, str], Path],
 ) -> None:

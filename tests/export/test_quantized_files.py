@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,7 +75,8 @@ def nbits(plain: Path, out: Path, block: int, level: int | None = None) -> None:
         onnx.load(plain), block_size=block, is_symmetric=block == 32, accuracy_level=level
     )
     quantizer.process()
-    quantizer.model.save_model_to_file(str(out))
+    wrapped: Any = quantizer.model
+    onnx.save(wrapped.model, out)
 
 
 def static(plain: Path, out: Path, per_channel: bool, form: QuantFormat = QuantFormat.QDQ) -> None:

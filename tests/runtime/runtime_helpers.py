@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice
 
 Specs = tuple[tuple[str, tuple[int, ...], str], ...]
 LR = np.float32(0.02)
@@ -22,7 +23,7 @@ STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 def make_arena(specs: Specs, threads: int = 1, seed: int = 0, scale: float = 0.5) -> Arena:
     """Returns an arena whose weights are drawn from N(0, scale^2)."""
     parameters = [Parameter(name, shape, dtype, "linear") for name, shape, dtype in specs]
-    arena = Arena(parameters, threads)
+    arena = Arena(parameters, CpuDevice(threads))
     fill(arena, seed, scale)
     return arena
 
@@ -34,9 +35,10 @@ def fill(arena: Arena, seed: int = 0, scale: float = 0.5) -> None:
         values = (generator.standard_normal(parameter.shape) * scale).astype(np.float32)
         bits = values.view(np.uint32) & np.uint32(0xFFFF0000)
         if parameter.dtype == "bfloat16":
-            arena.views[parameter.name][...] = bits >> 16
+            values = (bits >> 16).astype(np.uint16)
         else:
-            arena.views[parameter.name][...] = bits.view(np.float32)
+            values = bits.view(np.float32).astype(STORAGE[parameter.dtype])
+        arena.views[parameter.name][...] = arena.device.put(values)
 
 
 def contents(arena: Arena) -> bytes:

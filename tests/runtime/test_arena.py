@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from noise_oracle import OracleTerm, decode, encode, layout, swept
 from runtime_helpers import STORAGE, Specs, contents, make_arena
 
-from edgezo_runtime import noise
+from edgezo_runtime import dtypes, noise
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.noise import Direction
+from edgezo_runtime.masks import RandomMask
+from edgezo_runtime.noise import EVERYWHERE, Direction, Support
+from edgezo_runtime.sweep import ONE, Placed, update_with
 
 MIXED: Specs = (
     ("a", (70, 9), "float32"),
@@ -264,4 +268,64 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="only float weights"):
         Arena([Parameter("w", (3,), "int8", "linear")])
     with pytest.raises(InputError, match="threads"):
-        Arena([Parameter("w", (3,), "float32", "linear")], threads=0)
+        CpuDevice(0)
+
+
+def test_updates_on_every_path_agree() -> None:
+    """Piece by piece on threads, and with whole arrays as on a card; with ranges and masks."""
+    specs = (*MIXED, ("h", (300, 333), "float32"), ("i", (70_001,), "bfloat16"))
+    arenas = [make_arena(specs), make_arena(specs, threads=3), make_arena(specs)]
+    offsets = list(arenas[0].noise_offsets.values())
+    ranges = ((offsets[1], offsets[3]), (offsets[4], arenas[0].size))
+    for support in (EVERYWHERE, Support(ranges), Support(ranges, RandomMask(3, 1, 0.3))):
+        for distribution in noise.DISTRIBUTIONS:
+            directions = (
+                Direction(5, 1, 0, distribution, support),
+                Direction(5, 2, 1, distribution),
+            )
+            totals = [np.zeros(arena.size, np.float32) for arena in arenas]
+            for arena, total, whole in zip(arenas, totals, (False, False, True), strict=True):
+
+                def rule(
+                    xp: Any, index: slice, weights: Any, first: Any, second: Any, total: Any = total
+                ) -> Any:
+                    total[index] += first * second
+                    return weights + np.float32(0.1) * first / xp.sqrt(total[index] ** 2 + ONE)
+
+                decay = np.float32(0.9)
+                if whole:
+                    placed = [
+                        Placed(p, arena.views[p.name].reshape(-1), arena.noise_offsets[p.name])
+                        for p in arena.parameters
+                    ]
+                    update_with(np, placed, rule, directions, decay, 40_000)
+                else:
+                    arena.update(rule, directions, decay)
+            assert contents(arenas[0]) == contents(arenas[1]) == contents(arenas[2])
+            assert np.array_equal(totals[0], totals[1]) and np.array_equal(totals[0], totals[2])
+
+
+@pytest.mark.parametrize("distribution", noise.DISTRIBUTIONS)
+def test_a_support_is_where_the_direction_is_not_zero(distribution: str) -> None:
+    specs = (*MIXED, ("h", (300, 333), "float32"))
+    for mask in (None, RandomMask(3, 1, 0.25)):
+        arena, expected = make_arena(specs, threads=2), make_arena(specs)
+        places = arena.noise_offsets
+        ranges = ((places["b"], places["d"]), (places["h"], arena.size))
+        direction = Direction(5, 1, 0, distribution, Support(ranges, mask))
+        arena.add(term(9, 0.1), Term(direction, np.float32(0.5), np.float32(0.9)), term(8, 0.1))
+        expected.add(term(9, 0.1))
+        whole = Direction(5, 1, 0, distribution, Support(None, mask)).draw(np, arena.size)
+        for name, _, dtype in specs:
+            if name in "bch":
+                one = expected.views[name]
+                z = whole(places[name], places[name] + one.size).reshape(one.shape)
+                named = dtypes.named(dtype)
+                moved = dtypes.to_float32(one, named) + np.float32(0.5) * z
+                moved = moved * np.float32(0.9) if one.ndim >= 2 else moved
+                one[...] = dtypes.from_float32(moved, named)
+        expected.add(term(8, 0.1))
+        assert contents(arena) == contents(expected)
+        if mask:
+            z = whole(places["h"], arena.size)
+            assert (z != 0).mean() == pytest.approx(0.25, abs=0.05)

@@ -12,6 +12,7 @@ from runtime_helpers import LR, Quadratic, contents
 
 from edgezo_runtime import snapshot
 from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import NAME, JournalWriter, Record, read
 from edgezo_runtime.methods import Mezo
@@ -20,9 +21,9 @@ from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
 
 
 def tuning_of(bundle: Path, run: Path | None = None, seed: int = 4, threads: int = 1) -> Tuning:
-    weights = Weights(open_bundle(bundle), threads=threads)
+    weights = Weights(open_bundle(bundle), device=CpuDevice(threads))
     weights.load()
-    header = describe(weights, Mezo(weights.arena, seed, 1e-3, 0.01))
+    header = describe(weights, Mezo(weights.arena, seed, weight_decay=0.01))
     if run is None:
         return Tuning(weights, MemoryJournal(header))
     run.mkdir(exist_ok=True)
@@ -43,7 +44,7 @@ def test_replay_from_the_base_and_the_journal(small_bundle: Path, tmp_path: Path
             states.append(bytes_of(tuning))
     journal = read(tmp_path / "run" / NAME)
     assert len(journal.records) == tuning.steps == 30
-    other = Weights(open_bundle(small_bundle), threads=3)
+    other = Weights(open_bundle(small_bundle), device=CpuDevice(3))
     check_header(journal.header, other)
     for count, state in zip((0, 10, 30), states, strict=True):
         seen: list[int] = []

@@ -26,6 +26,7 @@ from noise_oracle import (
 from edgezo_runtime import noise
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.devices import CpuDevice, Device
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.philox import philox
 
@@ -69,14 +70,15 @@ def check(case: dict[str, Any], buffers: dict[str, bytes]) -> None:
     assert digests == case["sha256"]
 
 
-def arena_of(case: dict[str, Any], threads: int = 1) -> Arena:
+def arena_of(case: dict[str, Any], device: Device) -> Arena:
     arena = Arena(
         [Parameter(p["name"], tuple(p["shape"]), p["dtype"], "x") for p in case["parameters"]],
-        threads,
+        device,
     )
     initial = start(case)
     for dtype, buffer in arena.buffers.items():
-        buffer.view(np.uint8)[:] = np.frombuffer(initial[dtype.name], np.uint8)
+        data = np.frombuffer(initial[dtype.name], np.uint8)
+        buffer.view(np.uint8)[:] = device.put(data)
     return arena
 
 
@@ -127,7 +129,7 @@ def test_blocks(case: dict[str, Any]) -> None:
 
 @ARENAS
 def test_arenas_by_the_engine(case: dict[str, Any]) -> None:
-    arena = arena_of(case)
+    arena = arena_of(case, CpuDevice(1))
     assert [arena.noise_offsets[p["name"]] for p in case["parameters"]] == [
         p["offset"] for p in case["parameters"]
     ]
@@ -140,7 +142,7 @@ def test_arenas_by_the_engine(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_arenas_in_one_sweep(case: dict[str, Any], threads: int) -> None:
     first, *rest = terms_of(case)
-    arena = arena_of(case, threads)
+    arena = arena_of(case, CpuDevice(threads))
     arena.defer(first)
     arena.add(*rest)
     check(case, after(arena))

@@ -10,7 +10,6 @@ import pytest
 import edgezo
 from edgezo.demo.default_model import cache_folder
 from edgezo.replay import replay
-from edgezo_runtime import safetensors_file
 from edgezo_runtime.batch import Batch, CandidateLoss, Outputs
 from edgezo_runtime.bundle import is_bundle
 from edgezo_runtime.model import Model
@@ -56,9 +55,9 @@ def test_all_parameters_changed_equal_a_fresh_session(
         view *= np.float32(1.01)
     moved = flat(model.forward(batch))
     path = tmp_path / "model.safetensors"
-    safetensors_file.write(path, model.weights.tensors())
+    model.weights.save(path)
     model.weights.load()
-    fresh = edgezo.load(FOLDER, threads=model.threads, weights=path)
+    fresh = edgezo.load(FOLDER, threads=model.device.threads, weights=path)
     np.testing.assert_array_equal(flat(fresh.forward(batch)), moved)
 
 
@@ -68,7 +67,7 @@ def test_replay_gives_the_run_s_bytes(model: Model, batch: Batch, tmp_path: Path
     for _ in range(12):
         tuner.step(batch)
     run = tuner.save(tmp_path / "run")
-    told = replay(run, FOLDER, tmp_path / "tuned.edgezo", threads=model.threads + 1)
+    told = replay(run, FOLDER, tmp_path / "tuned.edgezo", threads=model.device.threads + 1)
     assert told.steps == 12
     tuned = (tmp_path / "tuned.edgezo" / "model.safetensors").read_bytes()
     assert tuned == (run / "model.safetensors").read_bytes()

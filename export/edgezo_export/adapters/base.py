@@ -1,4 +1,4 @@
-"""Puts an adapter into a bundle's graph; no torch is needed, and no weight is read."""
+"""Puts an adapter into a bundle's graphs; no torch is needed, and no weight is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import new_folder
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
-from edgezo_runtime.bundle import GRAPH, Bundle, Parameter, open_bundle, write_manifest
+from edgezo_runtime.bundle import GENERATE, GRAPH, Bundle, Parameter, open_bundle, write_manifest
 from edgezo_runtime.errors import InputError
 
 _KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {
@@ -30,7 +30,7 @@ _KINDS: Mapping[str, Callable[..., tuple[list[Parameter], dict[str, Any]]]] = {
 
 
 def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
-    """Returns `bundle` with an adapter in its graph, in memory.
+    """Returns `bundle` with an adapter in its graphs, in memory.
 
     The same bundle and settings give the same graph and the same manifest.
 
@@ -47,26 +47,29 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
             "give the bundle that it was made from"
         )
     kind, settings = adapter["kind"], {k: v for k, v in adapter.items() if k != "kind"}
-    model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
     add = _KINDS[kind]
     unknown = settings.keys() - inspect.signature(add).parameters.keys()
     if unknown:
         raise InputError(f"{min(unknown)} is no setting of a {kind} adapter: leave it out")
+    added: list[Parameter] = []
+    graphs: dict[str, bytes] = {}
+    for name in (GRAPH, GENERATE) if bundle.generates else (GRAPH,):
+        model = ir.from_proto(onnx.load_from_string(bundle.read_graph(name)))
+        added, settings = add(model, bundle.manifest.parameters, **settings)
+        model.metadata_props[PARAMETERS_KEY] = parameters_text(
+            (p.name, p.kind, p.aliases) for p in (*bundle.manifest.parameters, *added)
+        )
+        graphs[name] = ir.to_proto(model).SerializeToString(deterministic=True)
+    digests = {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
     length = bundle.manifest.context_length
-    added, resolved = add(model, bundle.manifest.parameters, **settings)
-    parameters = (*bundle.manifest.parameters, *added)
-    model.metadata_props[PARAMETERS_KEY] = parameters_text(
-        (p.name, p.kind, p.aliases) for p in parameters
-    )
-    graph = ir.to_proto(model).SerializeToString(deterministic=True)
     manifest = dataclasses.replace(
         bundle.manifest,
-        parameters=parameters,
-        files={**bundle.manifest.files, GRAPH: hashlib.sha256(graph).hexdigest()},
-        context_length=None if length is None else length - _taken(kind, resolved),
-        adapter={"kind": kind, **resolved},
+        parameters=(*bundle.manifest.parameters, *added),
+        files={**bundle.manifest.files, **digests},
+        context_length=None if length is None else length - _taken(kind, settings),
+        adapter={"kind": kind, **settings},
     )
-    return Bundle(bundle.folder, manifest, graph)
+    return Bundle(bundle.folder, manifest, graphs)
 
 
 def _taken(kind: str, settings: Mapping[str, Any]) -> int:
@@ -81,11 +84,10 @@ def write_adapted(bundle: Bundle, out: Path) -> None:
         InputError: `out` exists.
         EdgezoError: it cannot be written.
     """
-    assert bundle.adapted is not None
     with new_folder(out) as folder:
         for name in bundle.manifest.files:
-            if name == GRAPH:
-                (folder / GRAPH).write_bytes(bundle.adapted)
+            if name in bundle.adapted:
+                (folder / name).write_bytes(bundle.adapted[name])
             else:
                 link_or_copy(bundle.folder / name, folder / name)
         write_manifest(folder, bundle.manifest)

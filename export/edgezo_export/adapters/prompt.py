@@ -5,6 +5,7 @@ Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
 
 NAME = "prompt_embeddings"
+#: What the graphs of `text_graph` and `generate_graph` call the length of a text.
+_LENGTH = re.compile("length|new")
 
 
 def add_prompt(
@@ -23,10 +26,11 @@ def add_prompt(
     """Puts `virtual_tokens` embeddings in front of the text's, in place.
 
     The graph goes on as if each text were longer: its positions count from the first virtual token,
-    as PEFT's do. They begin as the embeddings of tokens drawn at random.
+    as PEFT's do. They begin as the embeddings of tokens drawn at random. Where a text is read on
+    with a cache, they are in the cache already.
 
     Args:
-        model: a weight-free graph of text.
+        model: a weight-free graph of text, or one that generates it.
         parameters: its parameters.
         virtual_tokens: how many.
 
@@ -41,12 +45,12 @@ def add_prompt(
         raise InputError(f"virtual_tokens is {virtual_tokens}; use a whole number from 1 on")
     graph = model.graph
     inputs = {str(value.name): value for value in graph.inputs}
-    texts = [inputs.get(name) for name in ("input_ids", "attention_mask", "positions")]
+    past = next((v for name, v in inputs.items() if name.startswith("past_key_values.")), None)
     lookup = _lookup(inputs, parameters)
-    if lookup is None or None in texts:
+    if lookup is None or "attention_mask" not in inputs or not (past or "positions" in inputs):
         raise InputError(
-            "the graph has no place for a prompt: it needs input_ids, attention_mask, positions "
-            "and one Gather of a table of embeddings by input_ids"
+            "the graph has no place for a prompt: it needs input_ids, attention_mask, positions or "
+            "past_key_values, and one Gather of a table of embeddings by input_ids"
         )
     _rename_length(graph)
     table = lookup.inputs[0]
@@ -56,8 +60,12 @@ def add_prompt(
         NAME, (virtual_tokens, described.shape[1]), "float32", "prompt", init=f"rows:{table.name}"
     )
     prompt = ir.Value(name=NAME, shape=ir.Shape(new.shape), type=ir.TensorType(ir.DataType.FLOAT))
-    _lengthen(graph, inputs, virtual_tokens)
-    _replace_rows(graph, lookup, prompt, virtual_tokens)
+    make = Maker(graph, "prompt.text")
+    count = make.constant("count", [virtual_tokens])
+    shown, turned = (count, None) if past is None else _at_first(make, inputs, past, count)
+    _lengthen(make, inputs, shown, count)
+    graph.insert_before(graph[0], make.nodes)
+    _put_before(graph, lookup, prompt, shown, turned)
     graph.inputs.append(prompt)
     return [new], {"virtual_tokens": virtual_tokens}
 
@@ -87,59 +95,94 @@ def _rename_length(graph: ir.Graph) -> None:
     for node in graph:
         for value in node.outputs:
             if value.shape is not None:
-                value.shape = ir.Shape(
-                    [
-                        n if isinstance(n, int) else str(n.value).replace("length", "prompted")
-                        for n in value.shape
-                    ]
-                )
+                value.shape = _renamed(value.shape)
 
 
-def _lengthen(graph: ir.Graph, inputs: dict[str, ir.Value], count: int) -> None:
+def _renamed(shape: ir.Shape) -> ir.Shape:
+    sizes = (n if isinstance(n, int) else str(n.value) for n in shape)
+    return ir.Shape([n if isinstance(n, int) else _LENGTH.sub("prompted", n) for n in sizes])
+
+
+def _at_first(
+    make: Maker, inputs: dict[str, ir.Value], past: ir.Value, count: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Returns how many virtual tokens a reading with a cache shows, and how many slots to turn.
+
+    A first reading shows them all, behind the padding on the left: in the slots in front of it they
+    would stand too far away for a sliding window. Turning padding and prompt swaps them.
+    """
+    held = make.node("Shape", past, start=2, end=3)
+    zero, axis = make.constant("zero", [0]), make.constant("axis", [1])
+    first = make.node("Cast", make.node("Equal", held, zero), to=ir.DataType.INT64.value)
+    padding = make.node("Sub", make.constant("one", 1), inputs["attention_mask"])
+    padded = make.node("ReduceSum", padding, axis, keepdims=0)
+    turned = make.node("Mul", make.node("Add", padded, count), first)
+    return make.node("Mul", count, first), turned
+
+
+def _lengthen(make: Maker, inputs: dict[str, ir.Value], shown: ir.Value, count: ir.Value) -> None:
     """Makes the graph read longer ids and masks, and counts the positions accordingly."""
-    make = Maker(graph, "prompt.text")
-    ids, mask, positions = (inputs[n] for n in ("input_ids", "attention_mask", "positions"))
-    old = {value: list(value.uses()) for value in (ids, mask, positions)}
+    ids, mask, positions = (inputs.get(n) for n in ("input_ids", "attention_mask", "positions"))
+    assert ids is not None and mask is not None
+    old = {value: list(value.uses()) for value in (ids, mask, positions) if value is not None}
     rows = make.node("Shape", ids, start=0, end=1)
-    length = make.node("Squeeze", make.node("Shape", ids, start=1, end=2))
-    size = make.node("Concat", rows, make.constant("count", [count]), axis=0)
-    longer_ids = make.node("Concat", make.node("Expand", make.constant("id", 0), size), ids, axis=1)
-    longer_mask = make.node(
-        "Concat", make.node("Expand", make.constant("seen", 1), size), mask, axis=1
-    )
-    # Position row * length + t becomes row * (length + count) + count + t.
-    row = make.node("Div", positions, length)
-    skipped = make.node(
-        "Mul", make.node("Add", row, make.constant("one", 1)), make.constant("m", count)
-    )
-    moved = make.node("Add", positions, skipped)
-    for value, new in ((ids, longer_ids), (mask, longer_mask), (positions, moved)):
-        new.type = value.type
+
+    def filled(name: str, number: int, by: ir.Value) -> ir.Value:
+        return make.node(
+            "Expand", make.constant(name, number), make.node("Concat", rows, by, axis=0)
+        )
+
+    # A text's padding is on its right; on the left where it is generated.
+    seen = [filled("seen", 1, count), mask]
+    seen = seen if positions is not None else seen[::-1]
+    new = {
+        ids: make.node("Concat", filled("id", 0, shown), ids, axis=1),
+        mask: make.node("Concat", *seen, axis=1),
+    }
+    for value, longer in new.items():
+        assert value.shape is not None
+        longer.shape = _renamed(value.shape)
+    if positions is not None:
+        # Position row * length + t becomes row * (length + count) + count + t.
+        length = make.node("Squeeze", make.node("Shape", ids, start=1, end=2))
+        row = make.node("Div", positions, length)
+        skipped = make.node("Mul", make.node("Add", row, make.constant("next", 1)), count)
+        new[positions] = make.node("Add", positions, skipped)
+        new[positions].shape = positions.shape
+    for value, longer in new.items():
+        longer.type = value.type
         for node, index in old[value]:
-            node.replace_input_with(index, new)
-    assert ids.shape is not None and positions.shape is not None
-    longer_ids.shape = longer_mask.shape = ir.Shape([ids.shape[0], "prompted"])
-    moved.shape = positions.shape
-    graph.insert_before(graph[0], make.nodes)
+            node.replace_input_with(index, longer)
 
 
-def _replace_rows(graph: ir.Graph, lookup: ir.Node, prompt: ir.Value, count: int) -> None:
-    """Puts the prompt in place of the first rows that `lookup` found."""
+def _put_before(
+    graph: ir.Graph,
+    lookup: ir.Node,
+    prompt: ir.Value,
+    shown: ir.Value,
+    turned: ir.Value | None,
+) -> None:
+    """Puts as many rows of the prompt as are `shown` in place of the first that `lookup` found."""
     make = Maker(graph, "prompt.rows")
     found = lookup.outputs[0]
     old = list(found.uses())
     assert found.type is not None
-    cast = make.node("Cast", prompt, to=found.type.dtype.value)
-    rows = make.node("Shape", found, start=0, end=1)
-    ones = make.constant("ones", [1, 1])
-    every = make.node("Expand", cast, make.node("Concat", rows, ones, axis=0))
-    start, end, axis = (
-        make.constant("start", [count]),
-        make.constant("end", [2**62]),
-        make.constant("axis", [1]),
+    zero, axis = make.constant("zero", [0]), make.constant("axis", [1])
+    rows = make.node("Cast", prompt, to=found.type.dtype.value)
+    if turned is not None:
+        last, end, back = (
+            make.constant(name, [n]) for name, n in (("last", -1), ("end", -(2**62)), ("back", -1))
+        )
+        rows = make.node(
+            "Slice", make.node("Slice", rows, zero, shown, zero), last, end, zero, back
+        )
+    size = make.node(
+        "Concat", make.node("Shape", found, start=0, end=1), make.constant("ones", [1, 1]), axis=0
     )
-    rest = make.node("Slice", found, start, end, axis)
-    joined = make.node("Concat", every, rest, axis=1)
+    rest = make.node("Slice", found, shown, make.constant("rest", [2**62]), axis)
+    joined = make.node("Concat", make.node("Expand", rows, size), rest, axis=1)
+    if turned is not None:
+        joined = make.node("ReverseSequence", joined, turned, batch_axis=0, time_axis=1)
     joined.shape, joined.type = found.shape, found.type
     for node, index in old:
         node.replace_input_with(index, joined)

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods.adamu import ZoAdaMu
 from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
-from edgezo_runtime.methods.es import EvolutionStrategies as EvolutionStrategies
-from edgezo_runtime.methods.mezo import Mezo as Mezo
-from edgezo_runtime.methods.qzo import Qzo as Qzo
+from edgezo_runtime.methods.base import Probe as Probe
+from edgezo_runtime.methods.conservative import ZoSgdCons
+from edgezo_runtime.methods.es import EvolutionStrategies
+from edgezo_runtime.methods.fzoo import Fzoo
+from edgezo_runtime.methods.hessian import Helene, Hizoo
+from edgezo_runtime.methods.low_rank import Lozo, SubZero
+from edgezo_runtime.methods.mezo import Mezo
+from edgezo_runtime.methods.moments import ZoAdam, ZoSgdMmt
+from edgezo_runtime.methods.qzo import Qzo
+from edgezo_runtime.methods.recomputed import MezoAdam, MezoMomentum
+from edgezo_runtime.methods.sign import ZoLlmSign, ZoSgdSign
+from edgezo_runtime.methods.sparse import Block, Lezo, SparseMagnitude, SparseMezo, SparseRandom
+from edgezo_runtime.methods.spsa import OneSidedSgd, SpsaN
+from edgezo_runtime.methods.svrg import MezoSvrg
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Mezo, EvolutionStrategies, Qzo)
+    method.name: method
+    for method in (
+        Mezo,
+        EvolutionStrategies,
+        Qzo,
+        SpsaN,
+        OneSidedSgd,
+        Fzoo,
+        ZoSgdSign,
+        ZoLlmSign,
+        ZoSgdMmt,
+        ZoAdam,
+        MezoMomentum,
+        MezoAdam,
+        ZoAdaMu,
+        ZoSgdCons,
+        MezoSvrg,
+        Hizoo,
+        Helene,
+        Block,
+        Lezo,
+        SparseRandom,
+        SparseMagnitude,
+        SparseMezo,
+        Lozo,
+        SubZero,
+    )
 }
 
 
-def make(name: str, arena: Arena, seed: int, settings: dict[str, Any]) -> Method:
-    """Returns the method called `name` over `arena`; raises InputError for an unknown one."""
+def make(name: str, arena: Arena, seed: int, settings: Mapping[str, Any]) -> Method:
+    """Returns the method called `name` over `arena`.
+
+    Raises:
+        InputError: there is no such method, or it does not take these settings.
+    """
     if name not in METHODS:
         raise InputError(f"method {name!r} is unknown; use one of " + ", ".join(METHODS))
-    try:
-        return METHODS[name](arena, seed, **settings)
-    except TypeError as error:
-        raise InputError(f"method {name} does not take these settings: {error}") from error
+    return METHODS[name](arena, seed, **settings)

@@ -1,24 +1,24 @@
-"""What every tuning method is: a step that asks for losses, and a replay that does not."""
+"""What every tuning method is: directions, an estimate of slopes along them, and an update rule."""
 
 from __future__ import annotations
 
 import abc
+import functools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.arena import Arena
+from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import Record
-from edgezo_runtime.noise import DISTRIBUTIONS
-
-# What eps may be, so that it and twice it are normal float32 numbers.
-_SMALLEST = float(np.finfo(np.float32).tiny)
-_LARGEST = float(np.finfo(np.float32).max) / 2
+from edgezo_runtime.methods.options import Number, choose
+from edgezo_runtime.methods.walk import Measured, Replayed, Walk
+from edgezo_runtime.noise import AnyDirection
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Estimate:
     """What a step found out.
 
     Attributes:
-        loss: the loss near the weights before the update, in nats.
+        loss: the mean of the losses of the step, near the weights before the update, in nats.
         record: what the update was computed from; a replay gets nothing else.
     """
 
@@ -34,39 +34,121 @@ class Estimate:
     record: Record
 
 
-class Method(abc.ABC):
-    """A tuning method over one arena.
+@dataclass(frozen=True)
+class Slope:
+    r"""The loss falls by :math:`\eta g^2` along :math:`-\eta g z`; part of an estimate.
 
-    An update depends on the seed, the step's number, the record and the method's own state, and on
-    nothing else.
+    Attributes:
+        direction: names z.
+        value: g, as it was recorded.
+        back: how far along z the way back to the weights before the step is.
+    """
+
+    direction: AnyDirection
+    value: float
+    back: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a loss looks like near the weights, along a method's own directions.
+
+    Attributes:
+        slope: root mean square of the projected gradients.
+        curvature: the inverse of the rate that suits plain SGD; see `probe`.
+    """
+
+    slope: float
+    curvature: float
+
+
+class Method(abc.ABC):
+    """A tuning method over one arena, composed of directions, an estimator and an update rule.
+
+    A step depends on the seed, its number, the batch's losses, the learning rate and the method's
+    state; the record holds all that came from losses and rate. Whoever composes a method from parts
+    writes its equation, its paper and its defaults, and nothing else.
+
+    Args:
+        arena: the trained weights.
+        seed: names all random choices of the run.
+        settings: by name; those not given have their defaults.
+
+    Settings:
+        weight_decay: lambda, decoupled from the gradient, times the learning rate; matrices only.
 
     Attributes:
         name: as `--method` takes it.
         paper: where it comes from.
-        forwards: forward passes per step.
-        scalars: numbers that a record holds besides the learning rate.
+        lr: the learning rate where none is given.
+        chosen: the value of each setting.
+
+    Raises:
+        InputError: a setting there is none of or that is out of range, or the weights are 16-bit
+            floats: the roundings of +eps and -2 eps then add up to several per cent of the
+            weights' scale within 20,000 steps.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    lr: ClassVar[float] = 1e-5
 
-    def __init__(self, arena: Arena, seed: int) -> None:
+    weight_decay = Number(0.0, least=0)
+
+    #: The largest slope that the update can take without overflow.
+    most: ClassVar[float] = math.inf
+
+    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
+        self.chosen = choose(type(self), f"method {self.name}", settings)
+        check_float32(arena)
+        self.past: deque[tuple[int, Record]] = deque(maxlen=self.memory)
+
+    # What it takes.
 
     @property
     @abc.abstractmethod
-    def forwards(self) -> int: ...
+    def forwards(self) -> int:
+        """Forward passes per step, the most that one takes."""
 
     @property
     @abc.abstractmethod
-    def scalars(self) -> int: ...
+    def scalars(self) -> int:
+        """Numbers that a record holds besides the learning rate."""
 
-    @abc.abstractmethod
+    @property
+    def estimates(self) -> int:
+        """How many slopes an update takes the mean of."""
+        return 1
+
+    @property
+    def memory(self) -> int:
+        """How many of the last records a step looks back on."""
+        return 0
+
+    def state_layout(self) -> dict[str, tuple[type[np.generic], int]]:
+        """Returns dtype and length of each array of the state."""
+        return {}
+
+    @functools.cached_property
+    def state(self) -> dict[str, Any]:
+        """The arrays that steps change besides the weights, zero at first; snapshots hold them."""
+        device = self.arena.device
+        layout = self.state_layout()
+        return {name: device.zeros(n, np.dtype(d)) for name, (d, n) in layout.items()}
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that it keeps between steps besides the weights."""
+        return sum(np.dtype(d).itemsize * n for d, n in self.state_layout().values())
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that, with the seed, make this method again."""
+        return dict(self.chosen)
 
-    @abc.abstractmethod
+    # Steps.
+
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
         """Estimates the gradient with calls of `loss` and updates the arena.
 
@@ -75,22 +157,67 @@ class Method(abc.ABC):
             loss: returns the loss of this step's batch at the arena's present weights.
             lr: this step's learning rate.
         """
+        walk = Measured(self.arena, number, lr, loss, self.most)
+        self.take(walk)
+        self.past.append((number, walk.record))
+        return Estimate(float(np.mean(walk.losses)), walk.record)
+
+    def replay(self, number: int, record: Record) -> None:
+        """Changes the arena and the state as step `number` did, to the last bit."""
+        self.take(Replayed(number, record))
+        self.past.append((number, record))
+        self.arena.settle()
+
+    def recall(self, records: Sequence[Record]) -> None:
+        """Looks back on the run's first `records`, whose effects are in weights and state."""
+        first = max(0, len(records) - self.memory)
+        self.past.extend((number + 1, records[number]) for number in range(first, len(records)))
+
+    def take(self, walk: Walk) -> None:
+        """Goes through one step."""
+        self.prepare(walk.number)
+        slopes = self.measure(walk)
+        if walk.skipped:
+            self.restore(slopes)
+        else:
+            self.apply(walk, slopes)
+
+    # The parts.
+
+    def prepare(self, number: int) -> None:  # noqa: B027 - most methods have nothing to prepare
+        """Brings up to date what the directions of step `number` depend on."""
 
     @abc.abstractmethod
-    def replay(self, number: int, record: Record) -> None:
-        """Changes the arena as step `number` did when it made `record`, to the last bit."""
+    def direction(self, number: int, sample: int = 0) -> AnyDirection:
+        """Returns a direction of step `number`."""
 
+    @abc.abstractmethod
+    def measure(self, walk: Walk) -> list[Slope]:
+        """Measures slopes along the step's directions, and leaves the weights as they then are."""
 
-def check_scale(eps: float, weight_decay: float, distribution: str) -> None:
-    """Raises InputError where a setting that most methods have is out of range."""
-    if not (math.isfinite(eps) and _SMALLEST <= eps <= _LARGEST):
-        raise InputError(f"eps is {eps}; use a number above 0, such as 1e-3")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise InputError(f"weight decay is {weight_decay}; use 0 or a number above it")
-    if distribution not in DISTRIBUTIONS:
-        raise InputError(
-            f"distribution is {distribution!r}; use one of " + ", ".join(DISTRIBUTIONS)
-        )
+    @abc.abstractmethod
+    def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
+        """Takes the weights back and updates them."""
+
+    @abc.abstractmethod
+    def rate(self, probe: Probe) -> float:
+        """Returns the learning rate that suits a loss of this shape."""
+
+    # What parts share.
+
+    def move(self, direction: AnyDirection, coefficient: float) -> None:
+        """Moves the weights along a direction."""
+        self.arena.defer(Term(direction, np.float32(coefficient)))
+
+    def restore(self, slopes: Sequence[Slope]) -> None:
+        """Takes the weights back to where they were before the step."""
+        for slope in slopes:
+            if slope.back:
+                self.move(slope.direction, slope.back)
+
+    def decay(self, walk: Walk) -> np.float32:
+        """Returns what matrices are multiplied by after an update."""
+        return np.float32(1 - walk.lr * self.weight_decay)
 
 
 def check_float32(arena: Arena) -> None:
@@ -101,3 +228,14 @@ def check_float32(arena: Arena) -> None:
                 f"{parameter.name} is {parameter.dtype}: perturbing 16-bit weights in place "
                 "adds up rounding errors; export the model as float32 to tune it"
             )
+
+
+def power(base: float, exponent: int) -> float:
+    """Returns ``base ** exponent`` by repeated multiplication: the same bits everywhere."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result

@@ -1,0 +1,74 @@
+"""What a device is to the rest of edgezo: memory, sweeps over it, and sessions that read it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgezo_runtime.dtypes import Dtype
+from edgezo_runtime.sweep import Placed, Sweeper
+
+#: Binds the input of that name of an ONNX Runtime IOBinding.
+Binder = Callable[[Any, str], None]
+
+
+class Device(abc.ABC):
+    """Where weights lie and forward passes run.
+
+    Its arrays are those of its array module: NumPy's, or an equivalent for its memory.
+
+    Attributes:
+        name: as ``device=`` takes it.
+        threads: of the host, for sessions and sweeps that run there.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    @property
+    @abc.abstractmethod
+    def xp(self) -> Any:
+        """The array module: ``numpy``, or one with its functions."""
+
+    @abc.abstractmethod
+    def zeros(self, size: int, dtype: np.dtype) -> Any:
+        """Returns (size,) zeros at an address that is a multiple of 64 bytes."""
+
+    @abc.abstractmethod
+    def put(self, array: np.ndarray) -> Any:
+        """Returns `array` in the device's memory; it may be the same memory."""
+
+    @abc.abstractmethod
+    def host(self, array: Any) -> np.ndarray:
+        """Returns a device's array as NumPy's; it may be the same memory."""
+
+    @abc.abstractmethod
+    def read(self, path: Path, destinations: Mapping[str, Any]) -> str:
+        """Fills `destinations` from a file; see `safetensors_file.read_into`."""
+
+    @abc.abstractmethod
+    def sweeper(self, placed: Sequence[Placed], buffers: Mapping[Dtype, Any]) -> Sweeper:
+        """Returns what sweeps over the weights `placed` in `buffers`."""
+
+    @abc.abstractmethod
+    def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+        """Returns the InferenceSession of the ONNX file `model`.
+
+        Args:
+            model: the bytes of an ONNX file.
+            constants: values of initializers that lie in no file, OrtValues by name.
+        """
+
+    @abc.abstractmethod
+    def binder(self, array: Any, dtype: Dtype) -> Binder:
+        """Returns what binds an input to the memory of a device's `array`; no binding keeps it."""
+
+    @abc.abstractmethod
+    def bind_output(self, binding: Any, name: str) -> None:
+        """Lets the output `name` stay in the device's memory."""

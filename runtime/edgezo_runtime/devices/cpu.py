@@ -1,0 +1,110 @@
+"""The CPU: NumPy memory and ONNX Runtime's CPU execution provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime import dtypes, safetensors_file, wire
+from edgezo_runtime.devices.base import Binder, Device
+from edgezo_runtime.devices.cpu_sweep import CpuSweeper
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.sweep import Placed
+
+_ALIGNMENT = 64  # bytes
+
+
+class CpuDevice(Device):
+    """The processor that Python runs on.
+
+    Raises:
+        InputError: there is no thread.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int) -> None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; use 1 or more")
+        super().__init__(threads)
+
+    @property
+    def xp(self) -> ModuleType:
+        return np
+
+    def zeros(self, size: int, dtype: np.dtype) -> np.ndarray:
+        raw = np.zeros(size * dtype.itemsize + _ALIGNMENT, np.uint8)
+        skip = -raw.__array_interface__["data"][0] % _ALIGNMENT
+        return raw[skip : skip + size * dtype.itemsize].view(dtype)
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def host(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def read(self, path: Path, destinations: Mapping[str, np.ndarray]) -> str:
+        return safetensors_file.read_into(path, destinations)
+
+    def sweeper(
+        self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, np.ndarray]
+    ) -> CpuSweeper:
+        return CpuSweeper(placed, buffers, self.threads)
+
+    def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+        options = session_options(self.threads)
+        # A pattern of a batch's shape would lie in memory beside what the first such batch took.
+        options.enable_mem_pattern = False
+        # Idle workers would spin on the cores that the sweep needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        add_constants(options, model, constants)
+        providers = ["CPUExecutionProvider"]
+        return onnxruntime().InferenceSession(model, options, providers=providers)
+
+    def binder(self, array: np.ndarray, dtype: dtypes.Dtype) -> Binder:
+        value = alias(array, dtype)
+        return lambda binding, name: binding.bind_ortvalue_input(name, value)
+
+    def bind_output(self, binding: Any, name: str) -> None:
+        binding.bind_output(name)
+
+
+def default_threads() -> int:
+    """Returns how many threads a run uses if nobody says: the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def session_options(threads: int) -> Any:
+    """Returns the options that every session has, on every device."""
+    options = onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def add_constants(options: Any, model: bytes, constants: Mapping[str, Any] | None) -> None:
+    """Hands over the values of those initializers of `model` that lie in no file."""
+    if constants:
+        names = list(wire.initializers(model) & constants.keys())
+        options.add_external_initializers(names, [constants[name] for name in names])
+
+
+def alias(array: np.ndarray, dtype: dtypes.Dtype) -> Any:
+    """Returns an OrtValue over the memory of `array`; ONNX Runtime would copy a strided one."""
+    value_type = onnxruntime().OrtValue
+    if dtype == dtypes.BFLOAT16:
+        value = value_type.ortvalue_from_numpy_with_onnx_type(array, dtype.onnx)
+    else:
+        value = value_type.ortvalue_from_numpy(array)
+    if value.data_ptr() != array.__array_interface__["data"][0]:
+        raise EdgezoError("ONNX Runtime copied a weight that it should share")
+    return value

@@ -1,0 +1,163 @@
+"""NVIDIA cards: device memory through CuPy and ONNX Runtime's CUDA execution provider.
+
+Sweeps, copies and forward passes are queued on one stream, so that each sees what the one before
+left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.devices.base import Binder, Device
+from edgezo_runtime.devices.cpu import add_constants, session_options
+from edgezo_runtime.devices.cuda_sweep import CudaSweeper
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.sweep import Placed
+
+_PROVIDER = "CUDAExecutionProvider"
+_INSTALL = "run `pip install 'edgezo[cuda]'` in an environment without the CPU's onnxruntime"
+_COPY_BYTES = 1 << 26  # from a file to the card at once
+
+
+class CudaDevice(Device):
+    """One NVIDIA card.
+
+    Args:
+        index: which one, as the driver counts.
+        threads: of the host.
+
+    Raises:
+        EdgezoError: the driver, CuPy or ONNX Runtime's CUDA build is missing or does not fit.
+        InputError: there is no such card.
+    """
+
+    name = "cuda"
+
+    def __init__(self, index: int, threads: int) -> None:
+        super().__init__(threads)
+        self._cupy = cupy = _cupy()
+        self.index = index
+        count = _count(cupy)
+        if index >= count:
+            raise InputError(f"device cuda:{index} is not there: this machine has {count} cards")
+        check_runtime()
+        with cupy.cuda.Device(index):
+            # Blocking, so that CuPy's default stream and this one wait for each other.
+            self.stream = cupy.cuda.Stream(non_blocking=False)
+
+    @property
+    def xp(self) -> Any:
+        return self._cupy
+
+    def zeros(self, size: int, dtype: np.dtype) -> Any:
+        array = self._empty((size,), dtype)
+        array.fill(0)
+        return array
+
+    def put(self, array: np.ndarray) -> Any:
+        placed = self._empty(array.shape, array.dtype)
+        self._copy(placed, array)
+        return placed
+
+    def host(self, array: Any) -> np.ndarray:
+        return self._cupy.asnumpy(array)
+
+    def read(self, path: Path, destinations: Mapping[str, Any]) -> str:
+        entries = safetensors_file.read_header(path)
+        for name, array in destinations.items():
+            entry = safetensors_file.check_destination(path, entries, name, array)
+            self._copy(array, safetensors_file.map_tensor(path, entry))
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def sweeper(self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any]) -> CudaSweeper:
+        return CudaSweeper(placed, buffers, self.stream)
+
+    def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+        options = session_options(self.threads)
+        add_constants(options, model, constants)
+        provider = {
+            "device_id": str(self.index),
+            "user_compute_stream": str(self.stream.ptr),
+            "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0",  # its rounding would drown the difference of two losses
+        }
+        providers = [(_PROVIDER, provider), "CPUExecutionProvider"]
+        session = onnxruntime().InferenceSession(model, options, providers=providers)
+        if session.get_providers()[0] != _PROVIDER:
+            raise EdgezoError(
+                "ONNX Runtime's CUDA execution provider does not load: this build needs CUDA "
+                f"{_cuda_version()} and cuDNN 9; {_INSTALL}, or update the driver"
+            )
+        return session
+
+    def binder(self, array: Any, dtype: dtypes.Dtype) -> Binder:
+        address, shape = array.data.ptr, array.shape
+
+        def bind(binding: Any, name: str, keep: Any = array) -> None:
+            binding.bind_input(name, "cuda", self.index, dtype.onnx, shape, address)
+
+        return bind
+
+    def bind_output(self, binding: Any, name: str) -> None:
+        binding.bind_output(name, "cuda", self.index)
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Allocates without CuPy's pool, which would keep what is freed."""
+        cupy = self._cupy
+        size = max(int(np.prod(shape)) * dtype.itemsize, 1)
+        try:
+            with cupy.cuda.Device(self.index):
+                memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            free, total = cupy.cuda.Device(self.index).mem_info
+            raise EdgezoError(
+                f"the card has {free >> 20} of {total >> 20} MiB free and {size >> 20} MiB more "
+                "are needed: free memory, tune fewer weights, or use a smaller model"
+            ) from error
+        return cupy.ndarray(shape, dtype, memory)
+
+    def _copy(self, target: Any, source: np.ndarray) -> None:
+        flat, values = target.reshape(-1), source.reshape(-1)
+        count = max(_COPY_BYTES // source.dtype.itemsize, 1)
+        for start in range(0, flat.size, count):
+            # A contiguous copy: a mapped file's pages are read here, not by the driver.
+            flat[start : start + count].set(np.array(values[start : start + count]))
+
+
+def check_runtime() -> None:
+    """Raises EdgezoError unless this ONNX Runtime was built for CUDA."""
+    ort = onnxruntime()
+    if _PROVIDER not in ort.get_available_providers():
+        raise EdgezoError(
+            f"this ONNX Runtime {ort.__version__} has no CUDA execution provider: {_INSTALL}"
+        )
+
+
+def _cupy() -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise EdgezoError(f"device cuda needs CuPy, which is not installed: {_INSTALL}") from error
+
+
+def _count(cupy: Any) -> int:
+    try:
+        return cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise EdgezoError(
+            f"no NVIDIA card can be used ({error}): install or update the NVIDIA driver, "
+            "or use device cpu"
+        ) from error
+
+
+def _cuda_version() -> str:
+    return str(getattr(onnxruntime(), "cuda_version", "") or "13")

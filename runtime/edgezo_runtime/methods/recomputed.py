@@ -1,0 +1,131 @@
+"""Momentum and Adam without state: their moments come from the last records, each time anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime.arena import Term
+from edgezo_runtime.methods.base import Method, Probe, Slope, power
+from edgezo_runtime.methods.directions import Everywhere
+from edgezo_runtime.methods.estimators import TwoPoint
+from edgezo_runtime.methods.options import Number, Whole
+from edgezo_runtime.methods.rules import LARGEST_SQUARE
+from edgezo_runtime.methods.walk import Walk
+from edgezo_runtime.noise import AnyDirection
+
+
+class _Recomputed(Method):
+    """A rule over the last steps' estimates, whose directions are drawn again.
+
+    Settings:
+        window: h, how many of the last estimates it takes, this step's included.
+    """
+
+    window = Whole(10, 1, 256)
+
+    @property
+    def memory(self) -> int:
+        return max(super().memory, self.window - 1)
+
+    def earlier(self, number: int) -> list[tuple[int, AnyDirection, float]]:
+        """Returns age, direction and slope of each earlier estimate that was not skipped."""
+        return [
+            (number - past, self.direction(past), float(record.scalars[0]))
+            for past, record in self.past
+            if number - past < self.window and not record.skipped
+        ]
+
+
+class MezoMomentum(Everywhere, TwoPoint, _Recomputed):
+    r"""Momentum recomputed from the last h steps' seeds and slopes.
+
+    .. math::
+        \theta_t = \Bigl(\theta_{t-1} - \eta \sum_{k=0}^{h-1} \beta^k g_{t-k} z_{t-k}\Bigr)
+            (1 - \eta \lambda)
+
+    Each of the h directions is one addition to the weights; nothing is stored.
+
+    Settings:
+        beta: how much of the momentum stays.
+
+    References:
+        Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023,
+        appendix B.
+    """
+
+    name = "mezo-momentum"
+    paper = "https://arxiv.org/abs/2305.17333"
+    lr = 1e-6
+
+    beta = Number(0.9, least=0, below=1)
+
+    def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
+        (now,) = slopes
+        for age, direction, slope in self.earlier(walk.number):
+            self.move(direction, -walk.lr * (power(self.beta, age) * slope))
+        coefficient = np.float32(now.back - walk.lr * now.value)
+        self.arena.defer(Term(now.direction, coefficient, self.decay(walk)))
+
+    def rate(self, probe: Probe) -> float:
+        return (1 - self.beta) / ((1 - power(self.beta, self.window)) * probe.curvature)
+
+
+class MezoAdam(Everywhere, TwoPoint, _Recomputed):
+    r"""Adam whose moments are recomputed from the last h steps' seeds and slopes.
+
+    .. math::
+        m &= \frac{\sum_k \beta_1^k g_{t-k} z_{t-k}}{\sum_k \beta_1^k}, \quad
+        v = \frac{\sum_k \beta_2^k (g_{t-k} z_{t-k})^2}{\sum_k \beta_2^k},
+        \quad k = 0 \dots h - 1 \\
+        \theta &\leftarrow \Bigl(\theta - \eta \frac{m}{\sqrt{v} + \delta}\Bigr)(1 - \eta \lambda)
+
+    Settings:
+        beta1: of the first moment.
+        beta2: of the second moment.
+        delta: keeps the quotient finite.
+
+    References:
+        Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023,
+        appendix B; Cai, Chen and Zhu, "AdaMeZO", 2026.
+    """
+
+    name = "mezo-adam"
+    paper = "https://arxiv.org/abs/2605.00650"
+    lr = 5e-5
+    most = LARGEST_SQUARE
+
+    beta1 = Number(0.9, least=0, below=1)
+    beta2 = Number(0.999, least=0, below=1)
+    delta = Number(1e-8, above=0)
+
+    def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
+        self.restore(slopes)
+        (now,) = slopes
+        seen = [(0, now.direction, now.value), *self.earlier(walk.number)]
+        shares1, shares2 = (
+            _shares([power(beta, age) for age, *_ in seen]) for beta in (self.beta1, self.beta2)
+        )
+        gs = [np.float32(slope) for *_, slope in seen]
+        lr, delta = np.float32(walk.lr), np.float32(self.delta)
+
+        def rule(xp: Any, index: slice, weights: Any, *zs: Any) -> Any:
+            first = second = np.float32(0)
+            for share1, share2, g, z in zip(shares1, shares2, gs, zs, strict=True):
+                gradient = g * z
+                first = first + share1 * gradient
+                second = second + share2 * (gradient * gradient)
+            return weights - lr * (first / (xp.sqrt(second) + delta))
+
+        directions = tuple(direction for _, direction, _ in seen)
+        self.arena.update(rule, directions, self.decay(walk))
+
+    def rate(self, probe: Probe) -> float:
+        return probe.slope / probe.curvature
+
+
+def _shares(weights: list[float]) -> list[np.float32]:
+    whole = sum(weights)
+    return [np.float32(weight / whole) for weight in weights]

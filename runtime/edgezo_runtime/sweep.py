@@ -1,0 +1,103 @@
+"""What a sweep is, whichever device runs it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.noise import AnyDirection
+
+ONE = np.float32(1)
+
+#: Returns new weights, float32, of one piece: ``rule(xp, index, weights, *zs)`` with the array
+#: module, the piece's slice of the index space, its weights (n,) and each direction's (n,).
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addition of a sweep: ``w <- (w + coefficient * z) * decay``.
+
+    Attributes:
+        direction: names z.
+        coefficient: rounded to float32.
+        decay: multiplies the weights that decay (matrices), after the addition.
+    """
+
+    direction: AnyDirection
+    coefficient: np.float32
+    decay: np.float32 = ONE
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parameter and where it lies.
+
+    Attributes:
+        parameter: name, shape and dtype.
+        weights: its elements, flat, on the arena's device.
+        offset: of its first element in the noise's index space.
+    """
+
+    parameter: Parameter
+    weights: Any
+    offset: int
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies: to matrices only."""
+        return len(self.parameter.shape) >= 2
+
+
+class Sweeper(abc.ABC):
+    """Changes the weights of one arena where they lie."""
+
+    most_terms = 4  # that one pass over the memory takes
+
+    @abc.abstractmethod
+    def sweep(self, terms: Sequence[Term]) -> None:
+        """Adds each of `terms`, at most `most_terms`, rounding to the storage dtype between."""
+
+    @abc.abstractmethod
+    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
+        """Replaces the weights by what `rule` makes of them; see `Arena.update`."""
+
+
+def update_with(
+    xp: Any,
+    placed: Sequence[Placed],
+    rule: Rule,
+    directions: Sequence[AnyDirection],
+    decay: np.float32,
+    most: int,
+) -> None:
+    """Updates the weights `placed` with whole-array operations, up to `most` elements at once."""
+    size = max((one.offset + one.parameter.size for one in placed), default=0)
+    ranges = directions[0].support.ranges if directions else None
+    draws = [direction.draw(xp, size) for direction in directions]
+    for one, index in _parts(placed, ranges or ((0, size),), most):
+        weights = one.weights[index.start - one.offset : index.stop - one.offset]
+        dtype = dtypes.named(one.parameter.dtype)
+        zs = [draw(index.start, index.stop) for draw in draws]
+        new = rule(xp, index, dtypes.to_float32(weights, dtype), *zs)
+        if one.decays and decay != 1:
+            new = new * decay
+        weights[...] = dtypes.from_float32(new, dtype)
+
+
+def _parts(
+    placed: Sequence[Placed], ranges: Sequence[tuple[int, int]], most: int
+) -> Iterator[tuple[Placed, slice]]:
+    """Yields the parts of parameters that lie in `ranges`, at most `most` elements each."""
+    for one in placed:
+        end = one.offset + one.parameter.size
+        for start, stop in ranges:
+            low, high = max(start, one.offset), min(stop, end)
+            for at in range(low, high, most):
+                yield one, slice(at, min(at + most, high))

@@ -1,0 +1,167 @@
+"""CuPy's arrays and the kernels' arithmetic in NumPy, so that the CUDA device's own code runs here.
+
+Sessions run on the CPU over the same memory.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.devices import Binder, cuda, cuda_sweep
+from edgezo_runtime.devices.cpu import CpuDevice, alias
+from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
+from edgezo_runtime.philox import philox
+
+_SAME = (
+    *("abs", "arange", "bincount", "bool_", "concatenate", "empty", "int64", "maximum", "packbits"),
+    *("sign", "sqrt", "uint32", "unpackbits"),
+)
+_LAST_BLOCK = BLOCK_SIZE - 1
+
+
+class Array(np.ndarray):
+    """A NumPy array with the parts of CuPy's that the CUDA device uses."""
+
+    @property
+    def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
+
+    def set(self, values: np.ndarray) -> None:
+        self[...] = values
+
+
+class _Memory:
+    allocated = 0
+    limit = 1 << 40
+
+    def __init__(self, size: int) -> None:
+        if _Memory.allocated + size > _Memory.limit:
+            raise CudaError("cudaErrorMemoryAllocation: out of memory")
+        raw = np.full(size + 512, 0xAA, np.uint8)
+        skip = -raw.__array_interface__["data"][0] % 512
+        self.bytes = raw[skip : skip + size]
+
+
+class CudaError(RuntimeError):
+    """What the CUDA runtime raises."""
+
+
+class _Context:
+    mem_info = (3 << 20, 80 << 20)
+    ptr = 0
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _RawModule:
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        assert "--fmad=false" in options
+        self._code = code
+
+    def get_function(self, name: str) -> Any:
+        assert name.split("_")[0] in self._code
+        dtype, terms = name.split("_")
+
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            buffer, table, packed = arguments
+            chunks = np.asarray(table).view(cuda_sweep.CHUNK)
+            assert grid == (len(chunks),) and block == (256,)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for chunk in chunks:
+                    _sweep(np.asarray(buffer), dtypes.named(dtype), chunk, packed[: int(terms)])
+
+        return launch
+
+
+def _sweep(buffer: np.ndarray, dtype: dtypes.Dtype, chunk: Any, terms: np.ndarray) -> None:
+    first, count, index = int(chunk["weight"]), int(chunk["count"]), int(chunk["noise"])
+    assert index // BLOCK_SIZE == (index + count - 1) // BLOCK_SIZE
+    for term in terms:
+        early, late = map(int, term["step"])
+        counter = (np.array([index // BLOCK_SIZE]), int(term["sample"]), early, late)
+        low, high = map(int, term["key"])
+        words = philox(counter, (low, high))
+        start = (int(words[0][0]) & (POOL_SIZE - 1)) + (index & _LAST_BLOCK)
+        counts = _at(int(term["pool"]) + start, count)
+        values = counts.astype(np.float32) * term["unit"] * term["coefficient"]
+        sign = np.float32(-1 if words[1][0] & 1 else 1)
+        wide = dtypes.to_float32(buffer[first : first + count], dtype) + sign * values
+        if chunk["decays"] and term["decay"] != 1:
+            wide = wide * term["decay"]
+        buffer[first : first + count] = dtypes.from_float32(wide, dtype)
+
+
+def _at(address: int, count: int) -> np.ndarray:
+    """Returns `count` int8 that lie at `address`."""
+    for pool in _pools:
+        start = address - pool.__array_interface__["data"][0]
+        if 0 <= start < pool.size:
+            assert start + count <= pool.size
+            return pool[start : start + count]
+    raise AssertionError("no pool lies there")
+
+
+_pools: list[np.ndarray] = []
+
+
+def _asarray(values: np.ndarray) -> Array:
+    array = np.ascontiguousarray(values).copy().view(Array)
+    if array.dtype == np.int8:
+        _pools.append(np.asarray(array))
+    return array
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype, memory: _Memory) -> Array:
+    return (
+        memory.bytes[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape).view(Array)
+    )
+
+
+def module(cards: int = 1) -> types.ModuleType:
+    """Returns the stand-in of `cupy` on a machine with so many cards."""
+    fake: Any = types.ModuleType("cupy")
+    fake.RawModule, fake.asarray, fake.ndarray = _RawModule, _asarray, _array
+    fake.asnumpy = lambda array: np.array(array)
+    fake.isfinite, fake.dot = np.isfinite, np.dot
+    for name in _SAME:
+        setattr(fake, name, getattr(np, name))
+    fake.cuda = types.SimpleNamespace(
+        Memory=_Memory,
+        MemoryPointer=lambda memory, offset: memory,
+        Stream=_Context,
+        Device=_Context,
+        runtime=types.SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: cards),
+    )
+    return fake
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
+    """Makes `device="cuda"` the stand-in until the test ends."""
+    monkeypatch.setitem(__import__("sys").modules, "cupy", module(cards))
+    for cached in (cuda_sweep._pool, cuda_sweep._module):
+        cached.cache_clear()
+    host = CpuDevice(1)
+
+    def open_session(self: Any, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+        return host.open_session(model, constants)
+
+    def binder(self: Any, array: Any, dtype: dtypes.Dtype) -> Binder:
+        value = alias(np.asarray(array), dtype)
+        return lambda binding, name: binding.bind_ortvalue_input(name, value)
+
+    monkeypatch.setattr(cuda, "check_runtime", lambda: None)
+    monkeypatch.setattr(cuda.CudaDevice, "open_session", open_session)
+    monkeypatch.setattr(cuda.CudaDevice, "binder", binder)
+    monkeypatch.setattr(
+        cuda.CudaDevice, "bind_output", lambda self, binding, name: binding.bind_output(name)
+    )

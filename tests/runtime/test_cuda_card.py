@@ -1,0 +1,163 @@
+"""The CUDA device on a card: the CPU's bits, and its outputs within rounding."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import parser
+from runtime_helpers import contents, fill, write_bundle
+from test_vectors import ARENAS, after, arena_of, check, terms_of
+
+from edgezo_runtime.arena import Arena, Term
+from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.bundle import Parameter, open_bundle
+from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.journal import Record
+from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.model import Model, Weights, load
+from edgezo_runtime.noise import BLOCK_SIZE, Direction
+from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+
+pytestmark = pytest.mark.cuda
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 18]>
+classifier (float[rows, 8] x, int64[rows] targets, float[8, 16] first, float[16] bias,
+    float[16, 3] second) => (float[rows] losses)
+{
+    before = MatMul(x, first)
+    hidden = Add(before, bias)
+    active = Relu(hidden)
+    logits = MatMul(active, second)
+    losses = SoftmaxCrossEntropyLoss<reduction="none">(logits, targets)
+}
+"""
+SIZES = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
+
+
+@pytest.fixture(scope="session")
+def card() -> Device:
+    try:
+        return open_device("cuda")
+    except EdgezoError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_sweeps_have_the_cpu_s_bits(card: Device, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    parameters = [Parameter(f"p{i}", shape, dtype, "linear") for i, shape in enumerate(SIZES)]
+    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
+    for arena in arenas:
+        fill(arena, scale=0.02)
+    for number in range(8):
+        terms = [
+            Term(
+                Direction(int(rng.integers(1 << 62)), number, i, ("binomial", "rademacher")[i % 2]),
+                np.float32(rng.normal() * 10.0 ** -rng.integers(0, 7)),
+                np.float32(1 if number % 3 else 0.999),
+            )
+            for i in range(1 + number % 4)
+        ]
+        for arena in arenas:
+            arena.add(*terms)
+        assert contents(arenas[0]) == contents(arenas[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(SIZES)]
+    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
+    methods = []
+    for arena in arenas:
+        fill(arena, scale=0.02)
+        method = make(name, arena, 5, {"weight_decay": 0.1})
+        for number in range(1, 6):
+            slope = np.float32(100 + number)
+            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
+        methods.append(method)
+    assert contents(arenas[0]) == contents(arenas[1])
+    for key, array in methods[0].state.items():
+        assert np.array_equal(array, card.host(methods[1].state[key])), key
+
+
+@ARENAS
+def test_golden_vectors(card: Device, case: dict[str, Any]) -> None:
+    arena = arena_of(case, card)
+    for term in terms_of(case):
+        arena.add(term)
+    check(case, after(arena))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of arrays: two layers and the cross-entropy of three classes."""
+    folder = tmp_path_factory.mktemp("cuda")
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: (rng.normal(size=shape) / 2).astype(np.float32)
+        for name, shape in (("first", (8, 16)), ("bias", (16,)), ("second", (16, 3)))
+    }
+    write_bundle(folder, tensors)
+    (folder / "graph.onnx").write_bytes(parser.parse_model(GRAPH).SerializeToString())
+    manifest = json.loads((folder / "edgezo.json").read_text())
+    manifest["inputs"] = [
+        {"name": "x", "dtype": "float32", "shape": ["rows", 8]},
+        {"name": "targets", "dtype": "int64", "shape": ["rows"]},
+    ]
+    manifest["outputs"] = [{"name": "losses", "dtype": "float32", "shape": ["rows"]}]
+    manifest["context_length"], manifest["task"] = None, {"name": "arrays"}
+    digest = hashlib.sha256((folder / "graph.onnx").read_bytes()).hexdigest()
+    manifest["files"]["graph.onnx"] = digest
+    (folder / "edgezo.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def batch_of(seed: int) -> ArrayBatch:
+    rng = np.random.default_rng(seed)
+    inputs = {"x": rng.normal(size=(5, 8)).astype(np.float32)}
+    return ArrayBatch(inputs, np.arange(5) % 3, RowLoss())
+
+
+def test_each_weight_is_seen(card: Device, bundle: Path) -> None:
+    model = load(bundle, device="cuda")
+    batch = batch_of(0)
+    before = model.loss(batch)
+    for name, view in model.arena.views.items():
+        kept = card.host(view)
+        view += 0.125
+        moved = model.loss(batch)
+        fresh = Weights(open_bundle(bundle), "full", CpuDevice(1))
+        fresh.load()
+        fresh.arena.views[name] += np.float32(0.125)
+        assert moved != before
+        assert moved == pytest.approx(Model(fresh).loss(batch), abs=1e-5)
+        view.set(kept)
+    assert model.loss(batch) == before
+
+
+def test_journals_replay_on_the_other_device(card: Device, bundle: Path) -> None:
+    for here, there in (("cuda", "cpu"), ("cpu", "cuda")):
+        model = load(bundle, device=here)
+        method = make("mezo", model.arena, 7, {"weight_decay": 0.1})
+        tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
+        for step in range(20):
+            loss = functools.partial(model.loss, batch_of(step))
+            tuning.step(loss, np.float32(1e-3))
+        other = Weights(open_bundle(bundle), "full", open_device(there))
+        Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
+        assert contents(model.arena) == contents(other.arena)
+        assert json.dumps(tuning.journal.header)
+
+
+def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:
+    on_card, on_cpu = (load(bundle, device=device) for device in ("cuda", "cpu"))
+    for seed in range(4):
+        batch = batch_of(seed)
+        assert on_card.loss(batch) == pytest.approx(on_cpu.loss(batch), abs=1e-6)

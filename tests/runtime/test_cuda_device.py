@@ -1,0 +1,140 @@
+"""The CUDA device, with a stand-in for the card; `tests/cuda` has what needs one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cuda_stand_in
+import numpy as np
+import pytest
+from runtime_helpers import Specs, contents, fill, write_bundle
+
+from edgezo_runtime.arena import Arena, Term
+from edgezo_runtime.bundle import Parameter, open_bundle
+from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.journal import Record
+from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.model import Weights
+from edgezo_runtime.noise import BLOCK_SIZE, Direction
+
+MIXED: Specs = (
+    ("a", (70, 9), "float32"),
+    ("b", (5,), "float16"),
+    ("c", (64, 2), "bfloat16"),
+    ("d", (400, 100), "float32"),
+    ("e", (3, BLOCK_SIZE), "float16"),
+    ("f", (0, 3), "float32"),
+    ("g", (33,), "float32"),
+)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Device:
+    cuda_stand_in.install(monkeypatch)
+    return open_device("cuda", 1)
+
+
+def arena_on(device: Device) -> Arena:
+    arena = Arena([Parameter(*spec, "linear") for spec in MIXED], device)
+    fill(arena)
+    return arena
+
+
+def term(step: int, coefficient: float, decay: float = 1.0, distribution: str = "binomial") -> Term:
+    direction = Direction(1 << 63 | 5, step, 3, distribution)
+    return Term(direction, np.float32(coefficient), np.float32(decay))
+
+
+def test_sweeps_have_the_cpu_s_bits(card: Device) -> None:
+    arenas = [arena_on(CpuDevice(1)), arena_on(card)]
+    first = (term(1, 0.25), term(1 << 40, -0.125, 0.99), term(1, -0.25))
+    second = (*first, term(3, 1e-3, 0.5, "rademacher"), term(4, 1e-7))
+    for arena in arenas:
+        arena.add(*first)
+        arena.defer(term(9, 1e-2))
+        arena.add(*second)
+    assert contents(arenas[0]) == contents(arenas[1])
+    assert contents(arenas[0]) != contents(arena_on(CpuDevice(1)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
+    """Also where a tensor is longer than what the general path takes at once."""
+    shapes = ((40, 12), (7,), (300, 250))
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(shapes)]
+    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
+    methods = []
+    for arena in arenas:
+        fill(arena)
+        method = make(name, arena, 5, {"weight_decay": 0.1})
+        for number in range(1, 5):
+            slope = np.float32(100 + number)
+            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
+        methods.append(method)
+    assert contents(arenas[0]) == contents(arenas[1])
+    assert all(type(array) is cuda_stand_in.Array for array in methods[1].state.values())
+    for key, array in methods[0].state.items():
+        assert np.array_equal(array, np.asarray(methods[1].state[key])), key
+
+
+def test_gaussian_noise_is_refused(card: Device) -> None:
+    with pytest.raises(InputError, match="gaussian noise is drawn by NumPy alone"):
+        arena_on(card).add(term(1, 0.5, 1.0, "gaussian"))
+
+
+def test_weights_are_read_and_saved(card: Device, tmp_path: Path) -> None:
+    tensors = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, "<f4")}
+    folder = write_bundle(tmp_path / "b.edgezo", tensors)
+    weights = Weights(open_bundle(folder), "a.*", card)
+    weights.load()
+    assert all(type(array) is cuda_stand_in.Array for array in weights.arrays().values())
+    assert weights.save(tmp_path / "again.safetensors") == weights.save(tmp_path / "b.safetensors")
+    assert weights.bundle.manifest.files["model.safetensors"]
+    assert {n: a.tolist() for n, a in weights.trained().items()} == {
+        "a.weight": tensors["a.weight"].tolist()
+    }
+    other = Weights(open_bundle(folder), "a.*", CpuDevice(1))
+    other.load()
+    assert other.save(tmp_path / "cpu.safetensors") == weights.save(tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="does not match its checksum"):
+        weights.load(tmp_path / "b.safetensors", "0" * 64)
+
+
+def test_a_missing_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_stand_in.install(monkeypatch, cards=1)
+    with pytest.raises(InputError, match="cuda:1 is not there: this machine has 1"):
+        open_device("cuda:1")
+    for name in ("gpu", "cuda:", "cuda:x", "CUDA", ""):
+        with pytest.raises(InputError, match="use cpu, cuda"):
+            open_device(name)
+
+
+def test_too_little_memory(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_stand_in._Memory, "limit", 1000)
+    with pytest.raises(EdgezoError, match="3 of 80 MiB free"):
+        arena_on(card)
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_stand_in.install(monkeypatch)
+
+    def count() -> int:
+        raise cuda_stand_in.CudaError("cudaErrorInsufficientDriver")
+
+    runtime = __import__("sys").modules["cupy"].cuda.runtime
+    monkeypatch.setattr(runtime, "getDeviceCount", count)
+    with pytest.raises(EdgezoError, match="install or update the NVIDIA driver"):
+        open_device("cuda")
+
+
+def test_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    with pytest.raises(EdgezoError, match=r"needs CuPy.*pip install 'edgezo\[cuda\]'"):
+        open_device("cuda")
+
+
+def test_onnx_runtime_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cupy", cuda_stand_in.module())
+    with pytest.raises(EdgezoError, match="has no CUDA execution provider"):
+        open_device("cuda")
