@@ -20,7 +20,8 @@ from edgezo.callbacks import Callback
 from edgezo.cli.models import default_model
 from edgezo.evaluate import evaluate
 from edgezo.settings import Settings
-from edgezo.train import prepare, train
+from edgezo.train import train
+from edgezo.training_data import prepare
 from edgezo.tuner import Step
 from edgezo_export.quantize import quantize_bundle
 from edgezo_runtime.model import load

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from edgezo.bench.machine import describe_machine, versions
+from edgezo.bench.machine import commit, describe_machine, versions
 from edgezo_runtime.files import write_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -24,7 +23,7 @@ def record(name: str, results: Any, packages: tuple[str, ...] = ()) -> Path:
         packages: packages whose versions matter, beside those that edgezo runs on.
     """
     fields = {
-        "commit": _commit(),
+        "commit": commit("benchmarks/results"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": describe_machine(),
         "versions": versions(*packages),
@@ -34,18 +33,3 @@ def record(name: str, results: Any, packages: tuple[str, ...] = ()) -> Path:
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps(fields, indent=1) + "\n")
     return path
-
-
-def _commit() -> str | None:
-    """Returns the commit of this checkout, with ``+`` behind it if files differ from it."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}+" if changed else commit
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(FOLDER), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

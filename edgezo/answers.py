@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,41 @@ def token_f1(answer: str, truth: str) -> float:
 METRICS: dict[str, Callable[[str, str], float]] = {"em": exact_match, "f1": token_f1}
 
 
+def truths_of(row: Mapping[str, Any], place: str) -> list[str]:
+    """Returns a row's right answers: the texts of its list ``answers``, else its completion."""
+    answers = row.get("answers")
+    if isinstance(answers, list) and answers and all(isinstance(text, str) for text in answers):
+        return answers
+    return [text_value(row, "completion", place)]
+
+
+def best(metric: Callable[[str, str], float], answer: str, truths: Sequence[str]) -> float:
+    """Returns the metric of `answer` against the right answer that it comes closest to."""
+    return max(metric(answer, truth) for truth in truths)
+
+
+def fitted_prompts(
+    task: Generate, rows: Sequence[Mapping[str, Any]], places: Sequence[str], max_tokens: int
+) -> list[str]:
+    """Returns the prompt of each row, with room for `max_tokens` after it.
+
+    Raises:
+        InputError: there is no room, or a row is wrong.
+    """
+    room = task.context_length - max_tokens
+    if room < 1:
+        raise InputError(
+            f"answers of {max_tokens} tokens leave no room for a prompt in a context of "
+            f"{task.context_length}: use a smaller --max-tokens"
+        )
+    return [
+        fit(
+            task.template, task.template.values(row, place), task.tokenizer, room, place, "end"
+        ).text
+        for row, place in zip(rows, places, strict=True)
+    ]
+
+
 def evaluate_answers(
     model: Model,
     task: Task,
@@ -77,26 +113,18 @@ def evaluate_answers(
             f"task {task.name} has no completion to compare answers with; give rows of "
             '{"prompt", "completion"}, or leave the metrics out'
         )
-    room = model.context_length - max_tokens
-    if room < 1:
-        raise InputError(
-            f"answers of {max_tokens} tokens leave no room for a prompt in a context of "
-            f"{model.context_length}: use a smaller --max-tokens"
-        )
     places = [rows.place(index) for index in range(len(rows))]
-    prompts = [
-        fit(task.template, task.template.values(row, place), task.tokenizer, room, place, "end")
-        for row, place in zip(rows, places, strict=True)
-    ]
-    truths = [text_value(row, "completion", place) for row, place in zip(rows, places, strict=True)]
+    prompts = fitted_prompts(task, rows, places, max_tokens)
+    truths = [truths_of(row, place) for row, place in zip(rows, places, strict=True)]
     totals = dict.fromkeys(metrics, 0.0)
-    order = np.argsort([len(prompt.tokens) for prompt in prompts], kind="stable")
+    order = np.argsort([len(task.tokenizer.encode(text)) for text in prompts], kind="stable")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        answers = generate_batch(model, [prompts[i].text for i in chosen], max_tokens)
+        texts = [prompts[i] for i in chosen]
+        answers = generate_batch(model, texts, max_tokens, stop=task.stop)
         for name in totals:
             pairs = zip(answers, (truths[i] for i in chosen), strict=True)
-            totals[name] += sum(METRICS[name](answer, truth) for answer, truth in pairs)
+            totals[name] += sum(best(METRICS[name], answer, right) for answer, right in pairs)
         if progress:
             progress(start + len(chosen), len(order))
     return {name: total / len(order) for name, total in totals.items()}

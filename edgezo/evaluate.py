@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Metrics:
         accuracy: share of rows predicted right; None where no labels are chosen.
         perplexity: exp(loss) per token; None where no tokens are predicted.
         predictions: the label chosen for each example, in their order, (examples,) int64.
+        answers: the metrics of generated answers, by name.
     """
 
     examples: int
@@ -33,6 +34,7 @@ class Metrics:
     accuracy: float | None
     perplexity: float | None
     predictions: np.ndarray | None = None
+    answers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tally: Tally, predictions: np.ndarray | None = None) -> Metrics:
@@ -53,10 +55,29 @@ class Metrics:
             "loss": self.loss,
             "accuracy": self.accuracy,
             "perplexity": self.perplexity,
+            **self.answers,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Metrics:
+        """Returns the metrics that `to_json` gave."""
+        answers = dict(fields)
+        examples, loss = answers.pop("examples"), answers.pop("loss")
+        accuracy, perplexity = answers.pop("accuracy", None), answers.pop("perplexity", None)
+        return cls(examples, loss, accuracy, perplexity, answers=answers)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What says which of two evaluations is better: answers or accuracy, then the loss."""
+        score = next(iter(self.answers.values()), self.accuracy or 0.0)
+        return score, -math.inf if math.isnan(self.loss) else -self.loss
+
     def __str__(self) -> str:
+        told = "".join(f", {name} {100 * value:.1f} %" for name, value in self.answers.items())
+        return self._told() + told
+
+    def _told(self) -> str:
         if self.accuracy is not None:
             return f"accuracy {100 * self.accuracy:.1f} %, loss {self.loss:.3f}"
         if self.perplexity is not None:

@@ -34,20 +34,23 @@ def generate_batch(
     temperature: float = 0.0,
     seed: int = 0,
     top_p: float = 1.0,
+    stop: str | None = None,
 ) -> list[str]:
     """Returns the continuation of each of `prompts`, read together; see `stream`.
 
-    Each is what `generate` returns for it, but for the rounding of the logits.
+    Each is what `generate` returns for it, but for the rounding of the logits, and ends before the
+    first `stop`.
     """
     if not prompts:
         return []
     sampling = _Sampling(temperature, seed, top_p)
     texts = [_encode(model, prompt) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in texts]
-    for chosen in _choices(model, texts, max_tokens, sampling):
+    for chosen in _choices(model, texts, max_tokens, sampling, stop):
         for answer, token in zip(answers, chosen, strict=True):
             answer += () if token is None else (token,)
-    return [_whole(model.tokenizer.decode(answer)) for answer in answers]
+    found = [_whole(model.tokenizer.decode(answer)) for answer in answers]
+    return found if stop is None else [text.partition(stop)[0] for text in found]
 
 
 def stream(
@@ -137,9 +140,16 @@ def _encode(model: Model, prompt: str) -> list[int]:
 
 
 def _choices(
-    model: Model, texts: Sequence[list[int]], max_tokens: int, sampling: _Sampling
+    model: Model,
+    texts: Sequence[list[int]],
+    max_tokens: int,
+    sampling: _Sampling,
+    stop: str | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yields the next token of each text, None where one is finished, until all are."""
+    """Yields the next token of each text, None where one is finished, until all are.
+
+    A token that holds the text `stop` is the last one.
+    """
     session, padding = model.generation, model.tokenizer.pad_id
     read = _Rereader(model) if session is None else _CachedReader(session, padding)
     ends = [min(len(text) + max_tokens, model.context_length) for text in texts]
@@ -156,7 +166,8 @@ def _choices(
                 continue
             chosen[row] = token
             lengths[row] += 1
-            goes_on[row] = lengths[row] < ends[row]
+            ended = stop is not None and stop in model.tokenizer.decode([token])
+            goes_on[row] = lengths[row] < ends[row] and not ended
         if any(token is not None for token in chosen):
             yield chosen
         new = [[] if token is None else [token] for token in chosen]

@@ -17,7 +17,7 @@ from edgezo_runtime.files import write_text
 
 COMPARISON = "comparison.json"
 # Settings that are paths: the page may be mailed, and folders are nobody else's business.
-_PATHS = ("bundle", "data", "eval_data", "out")
+_PATHS = ("bundle", "data", "eval_data", "prompt", "out")
 _HEADER = ("method", "seed", "noise", "onnxruntime", "numpy", "threads")
 
 
@@ -69,12 +69,17 @@ def write_report(run: RunFolder, extra: Comparison | None = None) -> Path | None
     parts = [
         f"<header><p>edgezo run</p><h1>{html.escape(name)}</h1>{_summary(steps, evals)}</header>",
         _comparison(extra) if extra else "",
-        _charts(charts),
+        figures(charts),
         f'<div class="grid">{"".join(tables)}</div>',
     ]
     path = run.path / REPORT
-    write_text(path, _PAGE.format(title=html.escape(name), style=_STYLE, body="\n".join(parts)))
+    write_page(path, name, parts)
     return path
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Writes one HTML page of `parts`, in the style of all reports."""
+    write_text(path, _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts)))
 
 
 def _kept_comparison(run: RunFolder) -> Comparison | None:
@@ -150,11 +155,11 @@ def _summary(steps: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, An
 def _comparison(extra: Comparison) -> str:
     parts = []
     if extra.rows:
-        parts.append(_section("Before and after", _grid(("", "before", "after"), extra.rows)))
+        parts.append(section("Before and after", grid(("", "before", "after"), extra.rows)))
     if extra.examples:
         columns = list(dict.fromkeys(name for example in extra.examples for name in example))
         cells = [[_prediction(example, name) for name in columns] for example in extra.examples]
-        parts.append(_section("Predictions on held-out rows", _grid(columns, cells)))
+        parts.append(section("Predictions on held-out rows", grid(columns, cells)))
     return "".join(parts)
 
 
@@ -171,12 +176,13 @@ def _prediction(example: Mapping[str, Any], name: str) -> str | _Marked:
     return text
 
 
-def _charts(charts: Iterable[tuple[str, str]]) -> str:
-    figures = "".join(
+def figures(charts: Iterable[tuple[str, str]]) -> str:
+    """Returns charts of a title and an SVG each, as HTML."""
+    drawn = "".join(
         f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>"
         for title, svg in charts
     )
-    return f'<div class="grid">{figures}</div>' if figures else "<p>No step was taken yet.</p>"
+    return f'<div class="grid">{drawn}</div>' if drawn else "<p>No step was taken yet.</p>"
 
 
 def _table(title: str, fields: Mapping[str, Any]) -> str:
@@ -184,10 +190,12 @@ def _table(title: str, fields: Mapping[str, Any]) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>"
         for name, value in fields.items()
     )
-    return _section(title, f"<table>{rows}</table>")
+    return section(title, f"<table>{rows}</table>")
 
 
-def _grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table with a heading, as HTML."""
+
     def cell(value: Any) -> str:
         if isinstance(value, _Marked):
             kind, mark = ("right", "✓") if value.right else ("wrong", "✗")
@@ -199,7 +207,8 @@ def _grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """Returns `content` under its title, as HTML."""
     return f'<section><h2>{html.escape(title)}</h2><div class="wide">{content}</div></section>'
 
 

@@ -61,7 +61,7 @@ def draw(steps: Sequence[Line], evals: Sequence[Line]) -> list[tuple[str, str]]:
     """
     last = max((line["step"] for line in (*steps, *evals)), default=0)
     charts = enumerate(_charts(steps, evals))
-    return [(title, _svg(f"c{i}", paint, last)) for i, (title, paint) in charts]
+    return [(title, svg(f"c{i}", paint, last)) for i, (title, paint) in charts]
 
 
 def _charts(
@@ -138,8 +138,8 @@ def _points(
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def _svg(key: str, paint: Callable[[Axes], None], last: int) -> str:
-    """Draws one chart up to the step `last`; `key` keeps its ids apart from other charts'."""
+def svg(key: str, paint: Callable[[Axes], None], last: float, unit: str = "step") -> str:
+    """Draws one chart up to `last`, counted in `unit`; `key` keeps its ids apart from others'."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -157,7 +157,7 @@ def _svg(key: str, paint: Callable[[Axes], None], last: int) -> str:
         paint(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_xlim(-0.01 * last - 0.2, 1.04 * last + 0.2)
-        axes.set_xlabel("step")
+        axes.set_xlabel(unit)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

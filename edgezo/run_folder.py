@@ -129,7 +129,7 @@ class MetricsFile:
 
     def __init__(self, run: RunFolder, steps: int = 0) -> None:
         lines = run.read_metrics() if steps else []
-        kept = [line for line in lines if line["step"] < steps + ("eval" not in line)]
+        kept = [line for line in lines if line["step"] < steps + ("loss" in line)]
         self._path = run.path / METRICS
         write_text(self._path, "".join(finite_json(line) + "\n" for line in kept))
         self._file = self._path.open("ab", buffering=0)  # nothing is left to fail in `close`

@@ -15,6 +15,7 @@ from edgezo_runtime.select import ADAPTERS
 
 METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
 AUTO = "auto"
+KEEP = ("last", "best")
 ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 
@@ -26,10 +27,14 @@ class Settings:
         bundle: the base bundle.
         data: training rows, JSONL; of arrays also `.npz`.
         eval_data: held-out rows, likewise, or None.
+        examples: draw so many training rows by the seed; None: take all.
+        shots: draw so many training rows of each label; None: take all.
+        eval_examples: draw so many held-out rows, of `eval_data` or else of the training rows that
+            are left; None: all of `eval_data`.
         out: the RUN folder.
-        task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"``, ``"chat"`` or
-            ``"text"``; None: by the
-            model and the data's columns.
+        prompt: a name of the catalogue, or a YAML file; what is given besides wins.
+        task: ``"classify"``, ``"choice"``, ``"masked"``, ``"head"``, ``"generate"``, ``"chat"`` or
+            ``"text"``; None: by the model and the data's columns.
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
         tune: what is trained: ``"full"``, an adapter, or words and patterns of parameter names
@@ -40,6 +45,8 @@ class Settings:
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
+        objective: what a step lowers; see `edgezo.objectives.batch_maker`.
+        max_tokens: longest answer, where the objective judges generated text.
         method: a name from `edgezo methods`.
         options: the method's other settings by name, as `edgezo methods` lists them.
         steps: number of steps.
@@ -52,6 +59,7 @@ class Settings:
         samples: directions per step, for methods that have several; None: the method's default.
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
+        keep: the weights to save: ``"last"``, or those of the ``"best"`` evaluation.
         snapshot_every: steps between snapshots; 0: none.
         device: what it runs on: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
         threads: of ONNX Runtime and the sweeps; None: all cores.
@@ -61,6 +69,10 @@ class Settings:
     data: str
     out: str
     eval_data: str | None = None
+    examples: int | None = None
+    shots: int | None = None
+    eval_examples: int | None = None
+    prompt: str | None = None
     task: str | None = None
     template: str | None = None
     label_words: tuple[str, ...] | None = None
@@ -70,6 +82,8 @@ class Settings:
     target: tuple[str, ...] | None = None
     rslora: bool | None = None
     virtual_tokens: int | None = None
+    objective: str = "loss"
+    max_tokens: int = 32
     method: str = "mezo"
     options: dict[str, Any] | None = None
     steps: int = 1000
@@ -81,6 +95,7 @@ class Settings:
     samples: int | None = None
     seed: int = 0
     eval_every: int = 0
+    keep: str = "last"
     snapshot_every: int = 0
     device: str = "cpu"
     threads: int | None = None
@@ -92,10 +107,21 @@ class Settings:
             ("eval_every", 0),
             ("snapshot_every", 0),
             ("threads", 1),
+            ("examples", 1),
+            ("shots", 1),
+            ("eval_examples", 1),
+            ("max_tokens", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
+        if self.keep not in KEEP:
+            raise InputError(f"keep is {self.keep!r}; use {' or '.join(KEEP)}")
+        if self.keep == "best" and not (self.eval_every and (self.eval_data or self.eval_examples)):
+            raise InputError(
+                "keep is best, which needs evaluations: give eval_every, and eval_data or "
+                "eval_examples"
+            )
 
     def adapter(self) -> dict[str, Any] | None:
         """Returns the adapter that is asked for: its kind, and the settings that are given."""

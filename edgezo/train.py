@@ -11,12 +11,12 @@ from typing import Any
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
-from edgezo.evaluate import Metrics, evaluate
+from edgezo.evaluate import Metrics
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import ADAPTER_SETTINGS, AUTO, Settings
-from edgezo.tasks import read_data, task_of
-from edgezo.tasks.base import BaseExample, BaseTask
-from edgezo.tasks.labels import parse_label_words
+from edgezo.tasks.base import BaseExample
+from edgezo.tasks.prompts import is_name
+from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
 from edgezo.tuner import Tuner
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
@@ -26,36 +26,30 @@ from edgezo_runtime.model import Model, load
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """A task, its examples, and what names them in a journal."""
-
-    task: BaseTask
-    train: Sequence[BaseExample]
-    held_out: Sequence[BaseExample]
-    notes: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Result:
     """How a run ended.
 
     Attributes:
         run: its folder.
         steps: steps taken, over all its sessions.
+        kept: the step whose weights were saved.
         finished: whether it reached its last step; otherwise it can be resumed.
         skipped: steps whose projected gradient was not finite.
         seconds: of this session.
-        metrics: the last evaluation, if there was one.
+        metrics: the last evaluation, or that of the kept step, if there was one.
         truncated: rows whose text was cut to fit the model's context.
+        examples: training examples.
     """
 
     run: RunFolder
     steps: int
+    kept: int
     finished: bool
     skipped: int
     seconds: float
     metrics: Metrics | None
     truncated: int
+    examples: int
 
 
 def train(
@@ -86,6 +80,8 @@ def train(
     resolved["data"] = str(Path(settings.data).resolve())
     if settings.eval_data:
         resolved["eval_data"] = str(Path(settings.eval_data).resolve())
+    if settings.prompt and not is_name(settings.prompt):
+        resolved["prompt"] = str(Path(settings.prompt).resolve())
     tuner = Tuner(
         model,
         method=settings.method,
@@ -108,7 +104,7 @@ def train(
 def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
     numbers = range(1, PROBES + 1)
-    return [data.task.collate([data.train[i] for i in plan.indices(n)]) for n in numbers]
+    return [data.batch(plan.indices(number)) for number in numbers]
 
 
 def _adapter_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,8 +129,8 @@ def resume(
     bundle = open_adapted(settings.bundle, header.get("adapter"), add)
     model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
-    for name, value in data.notes.items():
-        if header.get(name) != value:
+    for name in (*data.notes, *OPTIONAL_NOTES):
+        if header.get(name) != data.notes.get(name):
             raise InputError(
                 f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
                 f"would have: restore {settings.data}, or start a new run"
@@ -164,35 +160,12 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
             )
 
 
-def prepare(model: Model, settings: Settings) -> TrainingData:
-    """Reads a run's data and makes its examples."""
-    rows = read_data(settings.data, model)
-    words = _words(settings.label_words)
-    task = task_of(model, rows, settings.task, settings.template, words)
-    train_examples = task.encode_rows(rows)
-    held_out: Sequence[BaseExample] = ()
-    if settings.eval_data:
-        held_out = task.encode_rows(read_data(settings.eval_data, model))
-    notes = {
-        "task": task.settings(),
-        "data": rows.sha256,
-        "order": {"version": 1, "batch_size": settings.batch_size},
-    }
-    return TrainingData(task, train_examples, held_out, notes)
-
-
-def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:
-    """Returns label words as a list, or by label where they are written as label=word."""
-    if given is None or not any("=" in word for word in given):
-        return None if given is None else list(given)
-    return parse_label_words(",".join(given))
-
-
 def _loop(
     tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
 ) -> Result:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
     metrics: Metrics | None = None
+    kept = settings.steps
     skipped = tuner.skipped
     started = time.perf_counter()
 
@@ -203,7 +176,7 @@ def _loop(
         raise
 
     def evaluate_now() -> Metrics:
-        found = evaluate(tuner.model, data.task, data.held_out, settings.batch_size)
+        found = evaluate_held_out(tuner.model, data.task, data.held_out, data.held_rows, settings)
         metrics_file.write(step=tuner.step_index, eval=found.to_json())
         callback.on_eval(tuner.step_index, found)
         return found
@@ -213,8 +186,7 @@ def _loop(
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:
             before = time.perf_counter()
-            indices = plan.indices(tuner.step_index + 1)
-            step = tuner.step(data.task.collate([data.train[i] for i in indices]))
+            step = tuner.step(data.batch(plan.indices(tuner.step_index + 1)))
             seconds = time.perf_counter() - before
             skipped += step.skipped
             metrics_file.write(
@@ -235,19 +207,33 @@ def _loop(
         finished = tuner.step_index >= settings.steps
         if finished:
             metrics = evaluate_if(data.held_out, evaluate_now)
-            tuner.save()
+            if settings.keep == "best":
+                kept, metrics = _best(run)
+                metrics_file.write(step=tuner.step_index, kept=kept)
+                tuner.save(at_step=kept)
+            else:
+                tuner.save()
     finally:
         metrics_file.close()
         tuner.close()
     return Result(
         run,
         tuner.step_index,
+        min(kept, tuner.step_index),
         finished,
         skipped,
         time.perf_counter() - started,
         metrics,
         data.task.truncated,
+        len(data.train),
     )
+
+
+def _best(run: RunFolder) -> tuple[int, Metrics]:
+    """Returns the step of the best evaluation so far, the earliest of equals, and its metrics."""
+    lines = [line for line in run.read_metrics() if "eval" in line]
+    found = [(line["step"], Metrics.from_json(line["eval"])) for line in lines]
+    return max(found, key=lambda pair: (pair[1].rank, -pair[0]))
 
 
 def _due(step: int, every: int) -> bool:

@@ -236,13 +236,15 @@ class Tuner:
         state = self._tuning.method.state
         snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
 
-    def save(self, run: Path | str | None = None) -> Path:
+    def save(self, run: Path | str | None = None, at_step: int | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.
 
         Saving again into the same folder later brings it up to date.
 
         Args:
             run: the folder; by default the one that the tuner was given.
+            at_step: write the weights, and leave the model, as they were after this step; the
+                journal keeps all steps.
 
         Raises:
             InputError: another run is there.
@@ -265,6 +267,8 @@ class Tuner:
             if self.model.bundle.manifest.adapter:
                 adapter_init.write(folder.path, self.model.weights.first)
             _write_journal(folder.journal, recorder)
+        if at_step is not None:
+            self._tuning.rewind(at_step)
         folder.save_model(self.model.weights)
         return folder.path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 from edgezo_runtime.devices import default_threads
@@ -29,6 +30,29 @@ def describe_machine() -> dict[str, str | int]:
         "cores_of_machine": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def commit(*ignored: str) -> str | None:
+    """Returns the commit of edgezo's checkout, with ``+`` behind it if files differ from it.
+
+    Args:
+        ignored: paths from the checkout's root whose files may differ.
+
+    Returns:
+        None where edgezo was installed from elsewhere.
+    """
+    try:
+        _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        found = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", ":/", *(f":!/{path}" for path in ignored))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{found}+" if changed else found
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu_model() -> str:

@@ -18,6 +18,8 @@ COMMANDS = {
     "resume": "Continue a run that was stopped.",
     "replay": "Rebuild tuned weights from a run's journal, bit for bit.",
     "save": "Write a run's weights for other programs.",
+    "compare": "Tune by several methods on several tasks, and compare.",
+    "search": "Find a learning rate by short runs.",
     "info": "Show what a bundle, a run or an ONNX file holds.",
     "methods": "List the tuning methods.",
     "bench": "Measure a tuning step against plain inference.",

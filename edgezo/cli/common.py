@@ -12,6 +12,7 @@ from edgezo.adapted import open_adapted
 from edgezo.cli.adapters import add_adapter
 from edgezo.finite_json import finite_json
 from edgezo.run_folder import RunFolder, is_run
+from edgezo.tasks.make import TASKS
 from edgezo_runtime import journal, peft
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
@@ -33,6 +34,16 @@ template_option = click.option(
     "--template",
     callback=_unescaped,
     help=r"Prompt with columns in braces, as in '{text}\nTopic:'; \n is a line break.",
+)
+
+
+task_option = click.option("--task", help=f"{', '.join(TASKS)}.  [default: by model and data]")
+prompt_option = click.option(
+    "--prompt",
+    help="A prompt of the catalogue, such as sst2, rte or copa, or a YAML file; other flags win.",
+)
+label_words_option = click.option(
+    "--label-words", help="Word for each label, with commas between them."
 )
 
 

@@ -11,15 +11,19 @@ from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import (
     as_json,
     device_option,
+    label_words_option,
     megabytes,
     print_json,
+    prompt_option,
     subcommand,
+    task_option,
     template_option,
     threads_option,
 )
 from edgezo.cli.progress import RunProgress
+from edgezo.objectives import OBJECTIVES
 from edgezo.report import write_report
-from edgezo.settings import Settings
+from edgezo.settings import KEEP, Settings
 from edgezo.train import Result, train
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.memory import peak_bytes
@@ -47,16 +51,23 @@ def pairs(
 @click.argument("bundle", required=False)
 @click.option("--data", help="Training rows, JSONL; of arrays also .npz.")
 @click.option("--eval-data", help="Held-out rows, likewise.")
+@click.option("--examples", type=int, help="Draw so many training rows by the seed.")
+@click.option("--shots", type=int, help="Draw so many training rows of each label.")
+@click.option(
+    "--eval-examples",
+    type=int,
+    help="Draw so many held-out rows: of --eval-data, else of the training rows that are left.",
+)
 @click.option("--out", help="Folder for the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
-@click.option(
-    "--task",
-    help="classify, masked, head, generate, chat or text.  [default: by the model and data]",
-)
+@prompt_option
+@task_option
 @template_option
-@click.option("--label-words", help="Word for each label, with commas between them.")
+@label_words_option
 @click.option("--tune", help=f"{WHAT}, or patterns of names.  [default: full]")
 @adapter_options
+@click.option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]")
+@click.option("--max-tokens", type=int, help="Longest answer to judge.  [default: 32]")
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: mezo]")
 @click.option("--steps", type=int, help="Number of steps.  [default: 1000]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
@@ -75,6 +86,7 @@ def pairs(
 @click.option("--samples", type=int, help="Directions per step, of es.  [default: 8]")
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
+@click.option("--keep", help=f"{', '.join(KEEP)}: the weights to save.  [default: last]")
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
 @device_option
 @threads_option
@@ -101,6 +113,7 @@ def finish(result: Result, as_json: bool) -> None:
     fields: dict[str, Any] = {
         "run_dir": str(result.run.path),
         "steps": result.steps,
+        "kept": result.kept,
         "finished": result.finished,
         "skipped": result.skipped,
         "seconds": round(result.seconds, 2),
@@ -125,6 +138,8 @@ def _say(result: Result, journal_bytes: int) -> None:
         return
     if result.metrics:
         click.echo(f"held-out {result.metrics}")
+    if result.kept < result.steps:
+        click.echo(f"the weights are those after step {result.kept}, the best evaluation")
     click.echo(
         f"{result.steps} steps in {result.seconds:.0f} s; the run is in {result.run.path}, "
         f"its journal has {journal_bytes} bytes"

@@ -46,6 +46,12 @@ class ArrayRows:
             return self.places[index]
         return f"row {index} of {self.path or 'the data'}"
 
+    def row(self, index: int) -> dict[str, Any]:
+        """Returns the entries of row `index`, but not what all rows share."""
+        count = len(self.answers()[1])
+        columns = {n: c for n, c in self.columns.items() if np.ndim(c) and len(c) == count}
+        return {name: column[index] for name, column in columns.items()}
+
     def column(self, name: str) -> Any:
         """Returns a column; raises InputError if there is none."""
         if name not in self.columns:

@@ -85,6 +85,9 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, BaseBatch]]:
     """Yields every example once, shortest first.
 
+    A batch holds `batch_size` sequences at most, where no single example has more: what is chosen
+    among many options takes no more memory than what has one.
+
     Yields:
         The examples' indices, (examples of the batch,) int64, and their batch: what belongs to
         row r of the batch belongs to example ``indices[r]``.
@@ -92,9 +95,16 @@ def eval_batches(
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; use 1 or more")
     order = np.argsort([example.length for example in examples], kind="stable").astype(np.int64)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        end = start + 1
+        sequences = examples[order[start]].sequences
+        while end < len(order) and sequences + examples[order[end]].sequences <= batch_size:
+            sequences += examples[order[end]].sequences
+            end += 1
+        indices = order[start:end]
         yield indices, task.collate([examples[i] for i in indices])
+        start = end
 
 
 def _join(high: np.ndarray, low: np.ndarray) -> np.ndarray:

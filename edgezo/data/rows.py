@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -12,7 +12,12 @@ from typing import Any, NoReturn, overload
 from edgezo_runtime.errors import InputError
 
 Row = dict[str, Any]
-LAYOUTS = '{"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}'
+#: Makes a row of a row, whose place errors name.
+Derive = Callable[[Row, str], Row]
+LAYOUTS = (
+    '{"text", "label"}, {"prompt", "choices", "label"}, {"prompt", "completion"}, {"messages"} '
+    'or {"text"}'
+)
 _TEXTS = ("text", "prompt", "completion", "label_text")
 _BOM = b"\xef\xbb\xbf"
 
@@ -26,7 +31,8 @@ class Rows(Sequence[Row]):
         lines: each row's line in the file, from 1.
         path: the file, or None for rows given in memory.
         sha256: of the file's bytes; for rows in memory, of their JSON.
-        kind: what the columns suggest: ``"classify"``, ``"generate"``, ``"chat"`` or ``"text"``.
+        kind: what the columns suggest: ``"classify"``, ``"choice"``, ``"generate"``, ``"chat"`` or
+            ``"text"``.
     """
 
     items: tuple[Row, ...] = field(repr=False)
@@ -45,6 +51,10 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         return self.items[index]
 
+    def row(self, index: int) -> Row:
+        """Returns row `index`."""
+        return self.items[index]
+
     def place(self, index: int) -> str:
         """Returns the words by which errors name row `index`."""
         return place_of(self.path, self.lines[index])
@@ -55,8 +65,12 @@ class Rows(Sequence[Row]):
         return tuple(self.items[0])
 
 
-def read_rows(path: Path | str) -> Rows:
+def read_rows(path: Path | str, derive: Derive | None = None) -> Rows:
     """Reads the JSONL file at `path`; blank lines are skipped, further columns are kept.
+
+    Args:
+        path: the file.
+        derive: makes the rows of the file's, before they are checked.
 
     Raises:
         InputError: the file is missing, empty or not UTF-8, a line is not a JSON object, or a row
@@ -64,7 +78,7 @@ def read_rows(path: Path | str) -> Rows:
     """
     path = Path(path)
     items, lines, digest = read_items(path)
-    return _checked(items, lines, path, digest)
+    return _checked(items, lines, path, digest, derive)
 
 
 def read_items(path: Path) -> tuple[list[Row], list[int], str]:
@@ -97,8 +111,8 @@ def read_items(path: Path) -> tuple[list[Row], list[int], str]:
     return items, lines, digest.hexdigest()
 
 
-def rows_from(items: Iterable[Mapping[str, Any]]) -> Rows:
-    """Returns rows given in memory, checked like those of a file.
+def rows_from(items: Iterable[Mapping[str, Any]], derive: Derive | None = None) -> Rows:
+    """Returns rows given in memory, checked like those of a file; `derive` as for `read_rows`.
 
     Raises:
         InputError: as `read_rows`, naming the row's number in place of its line.
@@ -112,7 +126,7 @@ def rows_from(items: Iterable[Mapping[str, Any]]) -> Rows:
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{place} cannot be written as a JSON object: {error}") from error
     digest = hashlib.sha256("\n".join(json.dumps(row) for row in parsed).encode())
-    return _checked(parsed, list(range(1, len(parsed) + 1)), None, digest.hexdigest())
+    return _checked(parsed, list(range(1, len(parsed) + 1)), None, digest.hexdigest(), derive)
 
 
 def text_value(row: Mapping[str, Any], column: str, place: str) -> str:
@@ -231,10 +245,15 @@ def _parse(line: bytes, place: str) -> Row:
     return row
 
 
-def _checked(items: list[Row], lines: list[int], path: Path | None, digest: str) -> Rows:
+def _checked(
+    items: list[Row], lines: list[int], path: Path | None, digest: str, derive: Derive | None
+) -> Rows:
     if not items:
         name = "the data" if path is None else f"data file {path}"
         raise InputError(f"{name} has no rows; give one JSON object per line, with {LAYOUTS}")
+    if derive:
+        places = [place_of(path, number) for number in lines]
+        items = [derive(row, place) for row, place in zip(items, places, strict=True)]
     kind, required = _layout(items[0], place_of(path, lines[0]))
     first = lines[0]
     for row, number in zip(items, lines, strict=True):
@@ -249,7 +268,7 @@ def _checked(items: list[Row], lines: list[int], path: Path | None, digest: str)
         for column in _TEXTS:
             if column in row:
                 text_value(row, column, place)
-        if "label" in required:
+        if kind == "classify":
             label_value(row, place)
     return Rows(tuple(items), tuple(lines), path, digest, kind)
 
@@ -258,8 +277,10 @@ def _layout(row: Row, place: str) -> tuple[str, tuple[str, ...]]:
     """Returns the kind of data that `row`, the first one, begins, and the columns it needs."""
     if "messages" in row:
         return "chat", ("messages",)
-    if "prompt" in row and "completion" in row:
-        return "generate", ("prompt", "completion")
+    if "completion" in row:
+        return "generate", ("prompt", "completion") if "prompt" in row else ("completion",)
+    if "choices" in row and "label" in row:
+        return "choice", ("choices", "label")
     if "label" in row:
         return "classify", ("text", "label") if "text" in row else ("label",)
     if "text" in row:

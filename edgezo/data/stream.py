@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.batches import BatchPlan
 from edgezo.data.rows import Rows
-from edgezo.tasks import BaseTask, make_task, read_data, task_of
+from edgezo.objectives import LOSS, MAX_TOKENS, Score, batch_maker
+from edgezo.tasks import BaseTask, load_prompt, make_task, read_data, task_of
 from edgezo.tasks.of_model import Data
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.model import Model
@@ -44,6 +46,9 @@ def batches(
     template: str | None = None,
     label_words: str | Sequence[str] | Mapping[str, str] | None = None,
     epochs: int | None = 1,
+    prompt: str | Path | None = None,
+    objective: str | Score = LOSS,
+    max_tokens: int = MAX_TOKENS,
 ) -> Iterator[BaseBatch]:
     """Returns the batches of `data` for `model`, shuffled by `seed`, hardly padded.
 
@@ -53,41 +58,57 @@ def batches(
         data: path of a JSONL file, or the rows themselves; for a model of arrays also the path of
             an `.npz` file, or a mapping of column names to arrays.
         model: what the batches are for.
-        task: ``"classify"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``, or a task made
-            before (to give evaluation rows the labels of the training rows); default: by the model
-            and the data's columns.
+        task: ``"classify"``, ``"choice"``, ``"masked"``, ``"head"``, ``"generate"`` or ``"text"``,
+            or a task made before (to give evaluation rows the labels of the training rows);
+            default: by the model and the data's columns.
         batch_size: rows a batch.
         seed: orders the rows; the run's own seed is a good choice.
         template: the prompt, with ``{column}`` where a column's text goes.
         label_words: the labels' words, see `edgezo.tasks.make_task`.
         epochs: passes over the data; None never ends.
+        prompt: the name of a prompt in the catalogue or the path of a YAML file with one; what is
+            given besides wins.
+        objective: what a step lowers: ``"loss"``, or 1 - the score called ``"accuracy"``, ``"f1"``
+            or ``"exact-match"``, or of a function of the answers and their rows; see
+            `edgezo.objectives.batch_maker`.
+        max_tokens: longest answer, where the objective judges generated text.
 
     Raises:
         InputError: the data, the template or the label words are wrong.
     """
-    rows = read_data(data, model)
+    asked = load_prompt(prompt, model.form["kind"])
+    rows = read_data(data, model, asked)
     if isinstance(task, BaseTask):
-        return _stream(task, rows, batch_size, seed, epochs)
+        return _stream(task, rows, batch_size, seed, epochs, objective, max_tokens)
+    asked = asked.override(task, template, label_words)
     if isinstance(rows, Rows):
-        made = make_task(
-            task,
+        made: BaseTask = make_task(
+            asked.task,
             rows,
             model.tokenizer,
             model.context_length,
-            template,
-            label_words,
+            asked.template,
+            asked.label_words,
             form=model.form,
+            stop=asked.stop,
         )
-        return _stream(made, rows, batch_size, seed, epochs)
-    assert isinstance(model, Model)  # nothing else takes arrays
-    task = task_of(model, rows, task, template, label_words)
-    return _stream(task, rows, batch_size, seed, epochs)
+    else:
+        assert isinstance(model, Model)  # nothing else takes arrays
+        made = task_of(model, rows, asked)
+    return _stream(made, rows, batch_size, seed, epochs, objective, max_tokens)
 
 
 def _stream(
-    task: BaseTask, rows: Rows | ArrayRows, batch_size: int, seed: int, epochs: int | None
+    task: BaseTask,
+    rows: Rows | ArrayRows,
+    batch_size: int,
+    seed: int,
+    epochs: int | None,
+    objective: str | Score,
+    max_tokens: int,
 ) -> Iterator[BaseBatch]:
     examples = task.encode_rows(rows)
     plan = BatchPlan([example.length for example in examples], batch_size, seed)
     steps = itertools.count(1) if epochs is None else range(1, epochs * plan.steps_per_epoch + 1)
-    return (task.collate([examples[i] for i in plan.indices(step)]) for step in steps)
+    make = batch_maker(task, rows, examples, objective, max_tokens)
+    return (make(plan.indices(step)) for step in steps)

@@ -7,6 +7,7 @@ from edgezo.tasks.base import Example as Example
 from edgezo.tasks.base import Part as Part
 from edgezo.tasks.base import Task as Task
 from edgezo.tasks.chat import Chat as Chat
+from edgezo.tasks.choice import Choice as Choice
 from edgezo.tasks.classify import Classify as Classify
 from edgezo.tasks.generate import Generate as Generate
 from edgezo.tasks.head import Head as Head
@@ -18,4 +19,6 @@ from edgezo.tasks.make import task_from_settings as task_from_settings
 from edgezo.tasks.masked import Masked as Masked
 from edgezo.tasks.of_model import read_data as read_data
 from edgezo.tasks.of_model import task_of as task_of
+from edgezo.tasks.prompts import Prompt as Prompt
+from edgezo.tasks.prompts import load_prompt as load_prompt
 from edgezo.tasks.text import Text as Text

@@ -61,7 +61,7 @@ class Arrays(BaseTask):
         except (KeyError, TypeError) as error:
             raise InputError(f"the bundle's manifest has no task of arrays: {error!r}") from error
         self._inputs = ports
-        self._classes = self._targets.dtype.startswith("int") and len(self._output.shape) == 2
+        self.chooses = self._targets.dtype.startswith("int") and len(self._output.shape) == 2
 
     def encode_rows(self, rows: ArrayRows) -> list[ArrayExample]:
         """Returns the examples of all rows, in order.
@@ -98,8 +98,16 @@ class Arrays(BaseTask):
             for name, port in self._inputs.items()
         }
         targets = np.stack([example.target for example in examples])
-        judge = RowLoss(targets, self._output.name) if self._classes else RowLoss()
+        judge = RowLoss(targets, self._output.name) if self.chooses else RowLoss()
         return ArrayBatch(inputs, targets, judge)
+
+    def right(self, examples: Sequence[ArrayExample]) -> np.ndarray:
+        """Returns the right class of each example, (examples,) int64."""
+        return np.array([example.target for example in examples], np.int64)
+
+    def say(self, predictions: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Returns the names of the predicted classes, or their numbers."""
+        return [self.labels[i] if i < len(self.labels) else str(i) for i in predictions]
 
     def settings(self) -> dict[str, Any]:
         """Returns the bundle's own task."""
@@ -108,7 +116,7 @@ class Arrays(BaseTask):
     def _answers(self, rows: ArrayRows) -> np.ndarray:
         """Returns the targets, (rows,) classes or (rows, ...) numbers."""
         name, column = rows.answers()
-        if not self._classes:
+        if not self.chooses:
             return stacked(rows, self._targets, name)
         values = np.asarray(column, dtype=object) if rows.lists else np.asarray(column)
         if values.ndim != 1:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgezo.data.rows import Rows
-from edgezo_runtime.batch import BaseBatch, Batch, Objective
+from edgezo_runtime.batch import BaseBatch, Batch, Objective, OptionLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
@@ -45,6 +45,11 @@ class BaseExample(abc.ABC):
     def length(self) -> int:
         """What examples of one batch should have in common."""
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences of a batch it takes."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Example(BaseExample):
@@ -53,15 +58,22 @@ class Example(BaseExample):
     Attributes:
         parts: its sequences: one, or one for each option.
         label: index of the right option; -1 where there are none.
+        accepted: indices of the options that count as right, the label's and others.
     """
 
     parts: tuple[Part, ...]
     label: int = -1
+    accepted: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens of its longest sequence."""
         return max(len(part.tokens) for part in self.parts)
+
+    @property
+    def sequences(self) -> int:
+        """One for each option."""
+        return len(self.parts)
 
 
 class BaseTask(abc.ABC):
@@ -73,6 +85,8 @@ class BaseTask(abc.ABC):
     """
 
     name: str
+    #: Whether it chooses one of several labels or options for each row.
+    chooses = False
 
     def __init__(self) -> None:
         self.truncated = 0
@@ -85,6 +99,18 @@ class BaseTask(abc.ABC):
     @abc.abstractmethod
     def collate(self, examples: Sequence[Any]) -> BaseBatch:
         """Returns the batch of `examples`."""
+
+    def training_batch(self, examples: Sequence[Any]) -> BaseBatch:
+        """Returns the batch that a step lowers the loss of."""
+        return self.collate(examples)
+
+    def right(self, examples: Sequence[Any]) -> np.ndarray:
+        """Returns the right label of each example, (examples,) int64, of a task that chooses."""
+        return np.array([example.label for example in examples], np.int64)
+
+    def say(self, predictions: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Returns the predicted labels of `rows` as text, of a task that chooses."""
+        return [str(index) for index in predictions]
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -176,3 +202,15 @@ class Task(BaseTask):
             ids[index, : len(tokens)] = tokens
             mask[index, : len(tokens)] = 1
         return ids, mask
+
+
+def option_loss(examples: Sequence[Example], mean: bool = False) -> OptionLoss:
+    """Returns the loss over the parts of each example, which are its options."""
+    sizes = [len(part.targets) for example in examples for part in example.parts]
+    return OptionLoss(
+        np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
+        np.array([example.label for example in examples], np.int64),
+        np.array([len(example.parts) for example in examples], np.int64),
+        mean,
+        [example.accepted or (example.label,) for example in examples],
+    )

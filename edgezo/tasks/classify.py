@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edgezo.data.rows import label_value
 from edgezo.tasks.answers import Answers
-from edgezo.tasks.base import Example
+from edgezo.tasks.base import Example, option_loss
 from edgezo.tasks.label_task import ANSWERS, LabelTask
 from edgezo.tasks.labels import Labels, check_distinct
 from edgezo.tasks.template import Template
-from edgezo_runtime.batch import Objective, OptionLoss
+from edgezo_runtime.batch import Objective
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "Text: {text}\nLabel:"
@@ -88,15 +89,17 @@ class Classify(LabelTask):
             parts = tuple(self.answers.score(prompt, word) for word in words)
         return [Example(parts, label)]
 
+    def solved(self, row: Mapping[str, Any], place: str) -> str:
+        """Returns the row's prompt and the right word after it."""
+        label = self.labels.index(label_value(row, place), place)
+        prompt = self.template.render(self.template.values(row, place)).rstrip(self._strip)
+        return prompt + self._strip + self.labels.words[label]
+
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns a loss over first tokens or over whole words."""
         if self.by_first_token:
             return super().objective(examples)
-        right = np.array([example.label for example in examples], np.int64)
-        choices = len(self.labels.labels)
-        sizes = [len(part.targets) for example in examples for part in example.parts]
-        options = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-        return OptionLoss(options, right, choices)
+        return option_loss(examples)
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and words."""

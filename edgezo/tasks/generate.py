@@ -18,7 +18,7 @@ ANSWERS = ("completion",)
 
 
 class Generate(Task):
-    """Mean negative log-probability of the completion's tokens and of the end-of-text token.
+    """Mean negative log-probability of the completion's tokens and of what ends it.
 
     Prompt and completion are joined as they are: a completion that should begin with a space has
     to bring it.
@@ -28,9 +28,10 @@ class Generate(Task):
         context_length: the longest sequence that the model takes, in tokens.
         template: the prompt.
         decoder_start: the token that begins an answer in a decoder; see `Answers`.
+        stop: the text that ends an answer, in the place of the end-of-text token.
 
     Raises:
-        InputError: the template is wrong.
+        InputError: the template is wrong, or `stop` is empty.
     """
 
     name = "generate"
@@ -41,8 +42,12 @@ class Generate(Task):
         context_length: int,
         template: str = DEFAULT_TEMPLATE,
         decoder_start: int | None = None,
+        stop: str | None = None,
     ) -> None:
         super().__init__(tokenizer, context_length)
+        if stop == "":
+            raise InputError("the text that ends an answer is empty; leave it out")
+        self.stop = stop
         self.answers = Answers(tokenizer, decoder_start)
         self.template = Template.parse(template, ANSWERS)
 
@@ -54,8 +59,8 @@ class Generate(Task):
         completion = text_value(row, "completion", place)
         values = self.template.values(row, place)
         # Tokenised after the uncut prompt, as it stands in the data.
-        answer = self.answers.encode(self.template.render(values), completion)
-        if self.tokenizer.eos_id is not None:
+        answer = self.answers.encode(self.template.render(values), completion + (self.stop or ""))
+        if self.stop is None and self.tokenizer.eos_id is not None:
             answer.append(self.tokenizer.eos_id)
         if not answer:
             raise InputError(
@@ -78,6 +83,11 @@ class Generate(Task):
         self.truncated += prompt.cut
         return [Example((self.answers.score(prompt.tokens, answer),))]
 
+    def solved(self, row: Mapping[str, Any], place: str) -> str:
+        """Returns the row's prompt and its completion."""
+        prompt = self.template.render(self.template.values(row, place))
+        return prompt + text_value(row, "completion", place)
+
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns the mean loss over the completions' tokens."""
         return TokenLoss(len(examples))
@@ -88,5 +98,6 @@ class Generate(Task):
             "name": self.name,
             "context_length": self.context_length,
             "template": self.template.source,
+            **({} if self.stop is None else {"stop": self.stop}),
             **self.answers.settings(),
         }

@@ -28,6 +28,8 @@ class LabelTask(Task):
         template: the prompt.
     """
 
+    chooses = True
+
     def __init__(
         self, tokenizer: Tokenizer, context_length: int, labels: Labels, template: Template
     ) -> None:
@@ -55,6 +57,10 @@ class LabelTask(Task):
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns a loss over the candidates."""
         return CandidateLoss(np.array([example.label for example in examples], np.int64))
+
+    def say(self, predictions: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Returns the predicted labels."""
+        return [self.labels.labels[index] for index in predictions]
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and words."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgezo.data.rows import Rows, listed, quoted
-from edgezo.tasks import classify, generate, head, masked, text
+from edgezo.tasks import choice, classify, generate, head, masked, text
 from edgezo.tasks.base import Task
 from edgezo.tasks.chat import Chat
+from edgezo.tasks.choice import Choice
 from edgezo.tasks.classify import Classify
 from edgezo.tasks.generate import Generate
 from edgezo.tasks.head import Head, head_labels
@@ -20,13 +21,13 @@ from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
-TASKS = (Classify.name, Masked.name, Head.name, Generate.name, Chat.name, Text.name)
+TASKS = (Classify.name, Choice.name, Masked.name, Head.name, Generate.name, Chat.name, Text.name)
 #: What each kind of model can do; the first is what it does with labels.
 _SUITABLE = {
-    "causal": (Classify.name, Generate.name, Chat.name, Text.name),
+    "causal": (Classify.name, Choice.name, Generate.name, Chat.name, Text.name),
     "masked": (Masked.name,),
     "head": (Head.name,),
-    "seq2seq": (Classify.name, Generate.name),
+    "seq2seq": (Classify.name, Choice.name, Generate.name),
 }
 #: What errors call each kind of model.
 MODELS = {
@@ -37,6 +38,7 @@ MODELS = {
 }
 _DEFAULT_TEMPLATES = {
     Classify.name: classify.DEFAULT_TEMPLATE,
+    Choice.name: choice.DEFAULT_TEMPLATE,
     Masked.name: masked.DEFAULT_TEMPLATE,
     Head.name: head.DEFAULT_TEMPLATE,
     Generate.name: generate.DEFAULT_TEMPLATE,
@@ -45,6 +47,7 @@ _DEFAULT_TEMPLATES = {
 _WITH_WORDS = (Classify.name, Masked.name)
 _ANSWER = {
     Classify.name: "label",
+    Choice.name: "choices",
     Masked.name: "label",
     Head.name: "label",
     Generate.name: "completion",
@@ -61,6 +64,7 @@ def make_task(
     label_words: GivenWords | None = None,
     defaults: Mapping[str, Any] | None = None,
     form: Mapping[str, Any] = CAUSAL,
+    stop: str | None = None,
 ) -> Task:
     """Returns the task for `rows`, the training rows, which fix the labels.
 
@@ -76,6 +80,7 @@ def make_task(
         defaults: the bundle's own task, as `Task.settings` has it; what it says about the template
             and the words holds for a task of its name where nothing was given.
         form: what kind of model it is; see `Manifest.form`.
+        stop: the text that ends a generated answer; None: the model's end of text.
 
     Raises:
         InputError: there is no such task, the model cannot do it, the rows lack a column that it
@@ -127,8 +132,10 @@ def make_task(
     elif name == Head.name:
         labels = head_labels(rows, form["labels"])
         task = Head(tokenizer, context_length, labels, template, form["position"])
+    elif name == Choice.name:
+        task = Choice(tokenizer, context_length, template, start)
     elif name == Generate.name:
-        task = Generate(tokenizer, context_length, template, start)
+        task = Generate(tokenizer, context_length, template, start, stop)
     else:
         task = Text(tokenizer, context_length, template)
     task.template.check(rows.columns, rows.place(0))
@@ -149,10 +156,12 @@ def task_from_settings(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Tas
         template = str(settings["template"])
         start = settings.get("decoder_start")
         start = None if start is None else int(start)
-        if name in (Generate.name, Text.name):
-            if name == Text.name:
-                return Text(tokenizer, context_length, template)
-            return Generate(tokenizer, context_length, template, start)
+        if name == Text.name:
+            return Text(tokenizer, context_length, template)
+        if name == Choice.name:
+            return Choice(tokenizer, context_length, template, start)
+        if name == Generate.name:
+            return Generate(tokenizer, context_length, template, start, settings.get("stop"))
         labels = Labels(tuple(settings["labels"]), tuple(settings["words"]))
         if name == Masked.name:
             return Masked(tokenizer, context_length, labels, template)

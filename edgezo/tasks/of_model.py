@@ -10,8 +10,8 @@ from edgezo.data.arrays import ArrayRows, arrays_from, read_arrays
 from edgezo.data.rows import Rows, read_rows, rows_from
 from edgezo.tasks.arrays import Arrays
 from edgezo.tasks.base import BaseTask
-from edgezo.tasks.labels import GivenWords
 from edgezo.tasks.make import make_task
+from edgezo.tasks.prompts import Prompt
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
 
@@ -24,32 +24,27 @@ def takes_arrays(model: object) -> bool:
     return isinstance(model, Model) and model.bundle.manifest.context_length is None
 
 
-def read_data(data: Data, model: object) -> Rows | ArrayRows:
-    """Returns rows of text or of arrays, as `model` takes them.
+def read_data(data: Data, model: object, prompt: Prompt | None = None) -> Rows | ArrayRows:
+    """Returns rows of text or of arrays, as `model` takes them, with the columns of `prompt`.
 
     Raises:
         InputError: the data is missing or damaged.
     """
     if isinstance(data, Rows | ArrayRows):
         return data
+    derive = prompt.derive if prompt and prompt.columns else None
     if isinstance(data, str | Path):
-        return read_arrays(data) if takes_arrays(model) else read_rows(data)
+        return read_arrays(data) if takes_arrays(model) else read_rows(data, derive)
     if takes_arrays(model):
         if not isinstance(data, Mapping):
             raise InputError("a model of arrays takes a mapping of column names to arrays")
         return arrays_from({str(name): column for name, column in data.items()})
     if isinstance(data, Mapping):
         raise InputError("a model of text takes rows, one mapping for each, not columns")
-    return rows_from(data)
+    return rows_from(data, derive)
 
 
-def task_of(
-    model: Model,
-    rows: Rows | ArrayRows,
-    name: str | None = None,
-    template: str | None = None,
-    label_words: GivenWords | None = None,
-) -> BaseTask:
+def task_of(model: Model, rows: Rows | ArrayRows, prompt: Prompt) -> BaseTask:
     """Returns the task for `rows`: the bundle's own for arrays, else see `make_task`.
 
     Raises:
@@ -57,17 +52,19 @@ def task_of(
     """
     if isinstance(rows, Rows):
         return make_task(
-            name,
+            prompt.task,
             rows,
             model.tokenizer,
             model.context_length,
-            template=template,
-            label_words=label_words,
+            template=prompt.template,
+            label_words=prompt.label_words,
             defaults=model.bundle.manifest.task,
             form=model.form,
+            stop=prompt.stop,
         )
-    if name not in (None, Arrays.name) or template is not None or label_words is not None:
+    if prompt not in (Prompt(), Prompt(task=Arrays.name)):
         raise InputError(
-            f"{model.bundle.folder} takes arrays: leave out --task, --template and --label-words"
+            f"{model.bundle.folder} takes arrays: leave out --prompt, --task, --template and "
+            "--label-words"
         )
     return Arrays(model.bundle.manifest)

@@ -19,10 +19,13 @@ class Template:
     Attributes:
         source: the template as written.
         pieces: its own words, each with the column that follows, or None at the end.
+        shots: demonstrations that may stand in front; the first of them with room for the whole
+            prompt does.
     """
 
     source: str
     pieces: tuple[tuple[str, str | None], ...]
+    shots: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, source: str, answers: Collection[str] = ()) -> Template:
@@ -155,13 +158,17 @@ def fit(
 
     encode = encode or tokenizer.encode
 
-    def prompt(level: int | None) -> Prompt:
+    def prompt(level: int | None, shots: str = "") -> Prompt:
         kept = values
         if level is not None:
             kept = {name: tokenizer.cut(text, level, keep) for name, text in values.items()}
-        text = template.render(kept).rstrip(strip)
+        text = shots + template.render(kept).rstrip(strip)
         return Prompt(text, encode(text), level is not None)
 
+    for shots in template.shots:
+        shown = prompt(None, shots)
+        if len(shown.tokens) <= limit:
+            return shown
     whole = prompt(None)
     if not whole.tokens:
         raise InputError(f"{place}: the prompt has no tokens; give it text that the model knows")

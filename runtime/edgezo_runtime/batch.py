@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -79,27 +81,43 @@ class CandidateLoss(Objective):
 
 @dataclass(frozen=True)
 class OptionLoss(Objective):
-    """Cross-entropy over options of several tokens, each scored by its summed log-probability.
+    """Cross-entropy over options of several tokens, each scored by its log-probability.
 
     Attributes:
-        options: which option each answer token belongs to, (answers,) int64; row r's options are
-            numbered ``r * choices`` to ``(r + 1) * choices - 1``.
+        options: which option each answer token belongs to, (answers,) int64; the options of a row
+            follow each other, and those of the next row follow them.
         labels: index of the right option within its row, (rows,) int64.
-        choices: options per row.
+        choices: options of each row, (rows,) int64.
+        mean: score an option by the mean over its tokens, and not by their sum.
+        accepted: indices of all options that count as right, for each row; None: the label alone.
     """
 
     options: np.ndarray
     labels: np.ndarray
-    choices: int
+    choices: np.ndarray
+    mean: bool = False
+    accepted: Sequence[Sequence[int]] | None = None
 
     def scores(self, outputs: Outputs) -> np.ndarray:
-        """Returns the log-probability of each option, (rows, choices) float64."""
-        size = len(self.labels) * self.choices
-        summed = np.bincount(self.options, outputs["logprobs"].astype(np.float64), size)
-        return summed.reshape(-1, self.choices)
+        """Returns the log-probability of each option, (rows, most choices) float64.
+
+        Rows with fewer choices are filled up with minus infinity.
+        """
+        size = int(self.choices.sum())
+        scored = np.bincount(self.options, outputs["logprobs"].astype(np.float64), size)
+        if self.mean:
+            scored /= np.bincount(self.options, minlength=size)
+        table = np.full((len(self.labels), int(self.choices.max())), -np.inf)
+        table[np.arange(table.shape[1]) < self.choices[:, None]] = scored
+        return table
 
     def tally(self, outputs: Outputs) -> Tally:
-        return _choice_tally(self.scores(outputs), self.labels)
+        scores = self.scores(outputs)
+        tally = _choice_tally(scores, self.labels)
+        if self.accepted is None:
+            return tally
+        chosen = zip(scores.argmax(axis=1), self.accepted, strict=True)
+        return dataclasses.replace(tally, correct=sum(index in right for index, right in chosen))
 
     def predictions(self, outputs: Outputs) -> np.ndarray:
         return self.scores(outputs).argmax(axis=1)
@@ -143,6 +161,14 @@ class RowLoss(Objective):
         return outputs[self.output].reshape(len(self.labels), -1).argmax(axis=1)
 
 
+class Forward(Protocol):
+    """What a batch needs of a model to find its loss."""
+
+    def forward(self, batch: BaseBatch) -> Outputs:
+        """Returns the graph's outputs by name."""
+        ...
+
+
 class BaseBatch(abc.ABC):
     """The data inputs of one forward pass, and the objective over its outputs.
 
@@ -155,6 +181,10 @@ class BaseBatch(abc.ABC):
     @abc.abstractmethod
     def feeds(self) -> dict[str, np.ndarray]:
         """Returns the graph's data inputs by name."""
+
+    def loss(self, model: Forward) -> float:
+        """Returns what a tuning step lowers, at the model's present weights."""
+        return self.objective.loss(model.forward(self))
 
 
 @dataclass(frozen=True)

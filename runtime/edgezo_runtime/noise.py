@@ -41,6 +41,7 @@ class Purpose(enum.IntEnum):
     DIRECTION = 0
     BATCH_ORDER = 1
     SAMPLING = 2  # text generation
+    SUBSET = 3  # which rows of the data
     ADAPTER_INIT = 16  # what an adapter's tensors begin with
     LAYERS = 32  # which layers a step moves
     MASK = 33  # which weights it moves

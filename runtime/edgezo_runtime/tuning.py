@@ -179,6 +179,11 @@ class Tuning:
         self.weights.mend = None
         self._whole = True
 
+    def rewind(self, step: int) -> None:
+        """Rebuilds the weights as of `step`; before the next step they come back to the end."""
+        self.catch_up(self.journal.records[:step])
+        self._whole = False
+
     def _make_method(self) -> None:
         header = self.journal.header
         self.method = make(header["method"], self.weights.arena, header["seed"], header["settings"])

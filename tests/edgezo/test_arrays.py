@@ -13,7 +13,7 @@ from foreign_files import classifier, save, with_weights
 import edgezo
 from edgezo.data.arrays import arrays_from, read_arrays
 from edgezo.settings import Settings
-from edgezo.tasks import Arrays, read_data, task_of
+from edgezo.tasks import Arrays, Prompt, read_data, task_of
 from edgezo.train import train
 from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_runtime.batch import ArrayBatch
@@ -53,7 +53,7 @@ def lines(path: Path, data: dict[str, np.ndarray]) -> Path:
 
 def encode(model: edgezo.Model, data: Any) -> list[Any]:
     rows = read_data(data, model)
-    return list(task_of(model, rows).encode_rows(rows))
+    return list(task_of(model, rows, Prompt()).encode_rows(rows))
 
 
 def test_npz_and_lines_and_memory_are_one(model: edgezo.Model, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_training_raises_accuracy_and_a_resumed_run_goes_on(bundle: Path, tmp_pa
     )  # fmt: skip
     model = edgezo.load(bundle, threads=1)
     rows = read_arrays(tmp_path / "dev.npz")
-    task = task_of(model, rows)
+    task = task_of(model, rows, Prompt())
     before = edgezo.evaluate(model, task, task.encode_rows(rows))
     result = train(settings)
     assert result.metrics and result.metrics.accuracy and before.accuracy is not None
@@ -185,6 +185,6 @@ def test_damaged_archives(model: edgezo.Model, tmp_path: Path) -> None:
 
 def test_text_settings_are_refused(model: edgezo.Model) -> None:
     with pytest.raises(InputError, match="takes arrays"):
-        task_of(model, arrays_from(columns(6)), template="{text}")
+        task_of(model, arrays_from(columns(6)), Prompt(template="{text}"))
     with pytest.raises(InputError, match="mapping of column names"):
         read_data([{"image": 1}], model)

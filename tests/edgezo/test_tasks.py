@@ -112,7 +112,7 @@ def test_whole_words(tokenizer: Tokenizer) -> None:
     batch = batch_of(task_for(tokenizer, SEARCH), SEARCH)
     objective = batch.objective
     assert isinstance(objective, OptionLoss)
-    assert (objective.choices, objective.labels.tolist()) == (3, [0, 1, 2])
+    assert (objective.choices.tolist(), objective.labels.tolist()) == ([3] * 3, [0, 1, 2])
     assert len(batch.input_ids) == 9
     words = [tokenizer.encode(f" {row['label_text']}") for row in SEARCH]
     expected, options = [], []
@@ -260,7 +260,11 @@ def test_defaults_of_the_bundle(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (SENTIMENT, {"name": "sing"}, 'task is "sing"; use one of classify, generate, chat, text'),
+        (
+            SENTIMENT,
+            {"name": "sing"},
+            'task is "sing"; use one of classify, choice, generate, chat, text',
+        ),
         (TEXTS, {"name": "classify"}, 'row 1 of the data has no column "label"'),
         (SENTIMENT, {"name": "generate"}, 'has no column "completion"'),
         (TEXTS, {"label_words": "a,b"}, "task text has no labels"),

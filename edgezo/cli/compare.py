@@ -1,0 +1,166 @@
+"""`edgezo compare`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from edgezo.callbacks import Callback
+from edgezo.cli.adapters import add_adapter
+from edgezo.cli.common import as_json, print_json, subcommand, threads_option
+from edgezo.cli.progress import RunProgress
+from edgezo.compare import RESULTS, Run, compare, plan, table
+from edgezo.compare_report import write_comparison
+from edgezo.objectives import OBJECTIVES
+from edgezo.settings import KEEP
+from edgezo_runtime.errors import InputError
+
+_PLAN = ("bundle", "data", "methods", "seeds", "settings")
+
+
+@subcommand(
+    "edgezo compare smollm2.edgezo --data sst2=train.jsonl:dev.jsonl --methods mezo,es \\\n"
+    "      --seeds 0,1,2 --steps 1000 --eval-every 100 --out comparison"
+)
+@click.argument("bundle", required=False)
+@click.option("--data", multiple=True, metavar="TASK=TRAIN:DEV", help="Rows of a task; repeatable.")
+@click.option("--methods", help="Names from `edgezo methods`, with commas between them.")
+@click.option("--seeds", help="Seeds with commas between them.  [default: 0]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all runs.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML with a comparison; flags win."
+)
+@click.option("--steps", type=int, help="Steps of each run.")
+@click.option("--batch-size", type=int, help="Rows per step.")
+@click.option("--lr", type=float, help="Learning rate of all methods.")
+@click.option("--eps", type=float, help="Perturbation scale of all methods.")
+@click.option("--tune", help="What is tuned, as for `edgezo train`.")
+@click.option("--objective", help=f"{', '.join(OBJECTIVES)}.")
+@click.option("--examples", type=int, help="Draw so many training rows by the seed.")
+@click.option("--shots", type=int, help="Draw so many training rows of each label.")
+@click.option("--eval-examples", type=int, help="Draw so many held-out rows.")
+@click.option("--eval-every", type=int, help="Steps between evaluations.")
+@click.option("--keep", help=f"{', '.join(KEEP)}: the weights that count.")
+@click.option(
+    "--in-context", type=click.IntRange(1), help="Also show the untuned model so many solved rows."
+)
+@click.option("--keep-weights", is_flag=True, help="Keep each run's weights, not the journal only.")
+@threads_option
+@as_json
+def command(
+    bundle: str | None,
+    data: tuple[str, ...],
+    methods: str | None,
+    seeds: str | None,
+    out: Path,
+    config: Path | None,
+    in_context: int | None,
+    keep_weights: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Tune BUNDLE by each method on each task with each seed, and compare what they reach.
+
+    What is done already is not run again, and a run that was stopped goes on where it was: the same
+    command continues. A name of the catalogue of prompts brings its prompt.
+    """
+    given = _read_plan(config) if config else {}
+    bundle = bundle or given.get("bundle")
+    if not isinstance(bundle, str):
+        raise InputError("bundle is missing: give BUNDLE")
+    tasks = dict(_task(item) for item in data) or _mapping(given, "data")
+    named = {name: {} for name in _split(methods)} if methods else _mapping(given, "methods")
+    numbers = [_seed(text) for text in (_split(seeds) if seeds else given.get("seeds", [0]))]
+    for what, found in (("--data", tasks), ("--methods", named), ("--seeds", numbers)):
+        if not found:
+            raise InputError(f"there is nothing to compare: give {what}")
+    shared = {name: value for name, value in flags.items() if value is not None}
+    settings = _mapping(given, "settings") | shared
+    runs = plan(bundle, tasks, named, numbers, settings, out)
+    done = 0
+
+    @contextlib.contextmanager
+    def watch(run: Run) -> Iterator[Callback]:
+        click.echo(
+            f"run {done + 1} of {len(runs)}: {run.task}, {run.method}, seed {run.settings.seed}",
+            err=True,
+        )
+        with RunProgress(run.settings.steps) as progress:
+            yield progress
+
+    rows = []
+    for row in compare(runs, out, watch, add_adapter, keep_weights, in_context):
+        rows.append(row)
+        done += row["run"] is not None
+    page = write_comparison(out, rows) if rows else None
+    if as_json:
+        print_json({"rows": rows, "finished": done == len(runs), "out": str(out)})
+    else:
+        for line in _aligned(table(rows)):
+            click.echo(line)
+        click.echo(f"\nthe rows are in {out / RESULTS}" + (f", charts in {page}" if page else ""))
+    if done < len(runs):
+        click.echo(f"stopped after {done} of {len(runs)} runs; the same command goes on", err=True)
+        click.get_current_context().exit(130)
+
+
+def _task(item: str) -> tuple[str, dict[str, Any]]:
+    name, equals, paths = item.partition("=")
+    train, _, held_out = paths.rpartition(":")
+    if not (name and equals and train and held_out):
+        raise InputError(f"--data {item} is no task: write TASK=TRAIN.jsonl:DEV.jsonl")
+    return name, {"data": train, "eval_data": held_out}
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict) or not set(values) <= set(_PLAN):
+        raise InputError(f"{path} is no comparison: it may hold {', '.join(_PLAN)}")
+    return values
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns an entry of the plan that maps names to settings; a list of names has none."""
+    found = values.get(name) or {}
+    if isinstance(found, list) and all(isinstance(item, str) for item in found):
+        found = dict.fromkeys(found)
+    if not isinstance(found, dict):
+        raise InputError(f"{name} of the comparison should map names to settings")
+    if name == "settings":
+        return found
+    entries = {str(key): {} if entry is None else entry for key, entry in found.items()}
+    for key, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise InputError(f"{name} of the comparison: {key} should map names to settings")
+    return entries
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seed(value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise InputError(f"seed {value!r} is no whole number") from error
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = (0, 1, len(widths) - 1)
+    return [
+        "  ".join(
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,311 @@
+"""Methods x tasks x seeds: many runs on one footing, and a table of what they reached."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgezo.adapted import AddAdapter
+from edgezo.bench.machine import commit, describe_machine
+from edgezo.callbacks import Callback
+from edgezo.data.rows import Rows
+from edgezo.data.subset import demonstrations
+from edgezo.finite_json import finite_json
+from edgezo.run_folder import RunFolder, is_run
+from edgezo.settings import Settings
+from edgezo.tasks.prompts import names
+from edgezo.tasks.shots import show_shots
+from edgezo.train import Result, resume, train
+from edgezo.training_data import draw, evaluate_held_out
+from edgezo_runtime import journal
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write
+from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.model import load
+
+RESULTS = "results.jsonl"
+ZERO_SHOT = "zero-shot"
+BASELINE = "baseline"
+#: What an evaluation is judged by: the first of these that it has.
+SCORES = ("accuracy", "f1", "em")
+# Settings that say where things lie, and not what is compared.
+_PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison: what it is called, and its settings."""
+
+    task: str
+    method: str
+    settings: Settings
+
+    @property
+    def settings_id(self) -> str:
+        """Names the settings but for seed and places."""
+        values = _compared(self.settings.to_dict())
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan(
+    bundle: str,
+    tasks: Mapping[str, Mapping[str, Any]],
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    out: Path,
+) -> list[Run]:
+    """Returns the runs of a comparison, seeds innermost.
+
+    Args:
+        bundle: what every run tunes.
+        tasks: settings of each task: ``data`` and ``eval_data``, and what is its own. A name of the
+            catalogue of prompts brings its prompt.
+        methods: settings of each line of the table: ``method`` if it is not its name, a learning
+            rate, and so on.
+        seeds: of the runs.
+        settings: of all runs.
+        out: each run's folder is ``out/TASK/METHOD/seed-N``.
+
+    Raises:
+        InputError: a setting is wrong, or a task has no held-out rows.
+    """
+    runs = []
+    for task, of_task in tasks.items():
+        known = {"prompt": task} if task in names() else {}
+        for method, of_method in methods.items():
+            for seed in seeds:
+                folder = {"bundle": bundle, "out": str(out / task / method / f"seed-{seed}")}
+                values = {**settings, **known, **of_task, "method": method, **of_method}
+                made = Settings.from_dict({**values, **folder, "seed": seed}, f"{task} {method}")
+                if made.method not in METHODS:
+                    raise InputError(
+                        f"method {made.method!r} is unknown; use one of " + ", ".join(METHODS)
+                    )
+                if not (made.eval_data or made.eval_examples):
+                    raise InputError(
+                        f"task {task} has no rows to evaluate on; write it as "
+                        f"{task}=TRAIN.jsonl:DEV.jsonl, or give eval_examples"
+                    )
+                runs.append(Run(task, method, made))
+    return runs
+
+
+def compare(
+    runs: Sequence[Run],
+    out: Path,
+    watch: Callable[[Run], contextlib.AbstractContextManager[Callback]],
+    add: AddAdapter | None = None,
+    keep_weights: bool = False,
+    shots: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the row of each run, after those of the untuned model, as they get done.
+
+    Rows are kept in ``out/results.jsonl``: what is there already is not run again, and a run that
+    was stopped goes on. The yielding ends where a run is stopped.
+
+    Args:
+        runs: of `plan`.
+        out: the comparison's folder.
+        watch: makes what watches a run.
+        add: puts a run's adapter into the bundle, where it has none.
+        keep_weights: leave the tuned weights in each run's folder; they can be rebuilt from the
+            journal by `edgezo resume`.
+        shots: also show the untuned model so many solved rows, drawn by the run's seed.
+
+    Raises:
+        InputError: a run's folder holds a run with other settings; bad data or settings.
+        EdgezoError: a run failed, or the disk is full.
+    """
+    done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
+    code = commit()
+    machine = describe_machine()
+    device = f"{machine['cpu']}, {machine['cores']} cores"
+    fields: dict[str, Any] = {"device": device, "commit": code}
+    seen = set()
+    for run in runs:
+        for name, count, seed in _baselines(run, shots):
+            if (run.task, name, seed) in seen:
+                continue
+            seen.add((run.task, name, seed))
+            base = Run(run.task, name, _of_base(run.settings))
+            key = (run.task, name, run.settings.seed, base.settings_id)
+            if key not in done:
+                done[key] = _keep(out, _untuned(base, count) | fields)
+            yield done[key]
+        key = (run.task, run.method, run.settings.seed, run.settings_id)
+        if key not in done:
+            with watch(run) as callback:
+                result = advance(run.settings, callback, add)
+            if not result.finished:
+                return
+            done[key] = _keep(out, _row(run, result, out) | fields)
+            if not keep_weights:
+                result.run.weights.unlink()
+        yield done[key]
+
+
+def advance(settings: Settings, callback: Callback, add: AddAdapter | None) -> Result:
+    """Begins the run of `settings`, or goes on with the one in its folder.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+    """
+    if not is_run(Path(settings.out)):
+        return train(settings, callback, add=add)
+    check_same(settings)
+    return resume(settings.out, callback, add)
+
+
+def check_same(settings: Settings) -> None:
+    """Raises InputError if the run in the folder of `settings` has others."""
+    found = RunFolder(settings.out).read_settings()
+    for name, value in settings.to_dict().items():
+        if value is None or name in ("out", "device", "threads", "tune", "prompt"):
+            continue
+        wanted = str(Path(value).resolve()) if name in ("bundle", "data", "eval_data") else value
+        if found.get(name) != wanted:
+            raise InputError(
+                f"{settings.out} holds a run whose {name} is {found.get(name)!r}, not {value!r}: "
+                "choose another --out, or remove it"
+            )
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Returns the rows that a comparison's folder holds; a torn last one is left out."""
+    path = out / RESULTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def score_of(row: Mapping[str, Any]) -> tuple[str, float]:
+    """Returns what a row, or an evaluation, is judged by, and how much of it there is."""
+    for name in SCORES:
+        if row.get(name) is not None:
+            return name, float(row[name])
+    loss = row.get("loss")
+    return "loss", float("nan") if loss is None else float(loss)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns the lines of the results: a heading, then one for each task and method."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["method"], row["settings_id"]), []).append(row)
+    lines = [("task", "method", "seeds", "forwards", "seconds", "memory", "score", "")]
+    for (task, method, _), group in groups.items():
+        name, _ = score_of(group[0])
+        values = [score_of(row)[1] for row in group]
+        scale, unit = (1, "") if name == "loss" else (100, " %")
+        shown = f"{scale * statistics.fmean(values):.{3 if name == 'loss' else 1}f}"
+        if len(values) > 1:
+            shown += f" ± {scale * statistics.stdev(values):.{3 if name == 'loss' else 1}f}"
+        memory = group[0].get("memory_ratio")
+        lines.append(
+            (
+                task,
+                method,
+                str(len(group)),
+                f"{group[0]['forwards']:,}",
+                f"{statistics.fmean(row['seconds'] for row in group):,.0f}",
+                "" if memory is None else f"{memory:.2f} x",
+                shown + unit,
+                name,
+            )
+        )
+    return lines
+
+
+def forwards_of(header: Mapping[str, Any]) -> int:
+    """Returns the forward passes of a step of the run with the journal's `header`."""
+    one_weight = Arena([Parameter("weight", (1,), "float32", "linear")])
+    return make(header["method"], one_weight, header["seed"], dict(header["settings"])).forwards
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _PLACES}
+
+
+def _baselines(run: Run, shots: int | None) -> Iterator[tuple[str, int, int | None]]:
+    """Yields the name, the demonstrations and the seed of what is measured beside `run`."""
+    yield ZERO_SHOT, 0, None  # the same for every seed
+    if shots:
+        yield f"{shots}-shot", shots, run.settings.seed
+
+
+def _of_base(settings: Settings) -> Settings:
+    """Returns what the zero-shot row of a task depends on."""
+    kept = ("bundle", "data", "eval_data", "out", "prompt", "task", "template", "label_words")
+    kept += ("examples", "shots", "eval_examples", "objective", "max_tokens", "batch_size", "seed")
+    values = {name: getattr(settings, name) for name in (*kept, "device", "threads")}
+    return Settings(**values)
+
+
+def _untuned(run: Run, shots: int) -> dict[str, Any]:
+    """Returns the row of the bundle as it is, with so many solved rows before each."""
+    settings = run.settings
+    model = load(settings.bundle, device=settings.device, threads=settings.threads)
+    drawn = draw(model, settings)
+    assert drawn.held_out is not None  # `plan` saw to it
+    if shots:
+        if not isinstance(drawn.train, Rows):
+            raise InputError(f"{settings.bundle} takes arrays, which cannot be shown as examples")
+        show_shots(drawn.task, demonstrations(drawn.train, settings.seed, shots))
+    examples = drawn.task.encode_rows(drawn.held_out)
+    metrics = evaluate_held_out(model, drawn.task, examples, drawn.held_out, settings)
+    return _fields(run, BASELINE, 0, 0, 0.0) | metrics.to_json() | {"examples": shots, "run": None}
+
+
+def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
+    header = journal.read(result.run.journal).header
+    family = getattr(METHODS[run.settings.method], "family", "forward-only")
+    seconds = sum(line.get("seconds", 0.0) for line in result.run.read_metrics())
+    forwards = result.steps * forwards_of(header)
+    found = _fields(run, family, result.examples, forwards, seconds)
+    found["settings"] = _compared(result.run.read_settings())
+    metrics = result.metrics.to_json() if result.metrics else {}
+    metrics.pop("examples", None)
+    return found | metrics | {"run": result.run.path.relative_to(out).as_posix()}
+
+
+def _fields(run: Run, family: str, examples: int, forwards: int, seconds: float) -> dict[str, Any]:
+    return {
+        "task": run.task,
+        "split": "train" if run.settings.eval_data is None else Path(run.settings.eval_data).stem,
+        "method": run.method,
+        "family": family,
+        "settings_id": run.settings_id,
+        "settings": _compared(run.settings.to_dict()),
+        "seed": run.settings.seed,
+        "examples": examples,
+        "batch": run.settings.batch_size,
+        "forwards": forwards,
+        "seconds": round(seconds, 2),
+        "memory_ratio": None,
+        "accuracy": None,
+    }
+
+
+def _keep(out: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Appends `row` to the results, on a line of its own even after a torn one."""
+    path = out / RESULTS
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + finite_json(row) + "\n")
+    except OSError as error:
+        raise EdgezoError(cannot_write(path, error)) from error
+    return row

@@ -1,0 +1,91 @@
+"""Some of the rows: k of each label, or so many of all, drawn by a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+
+from edgezo.data.rows import Rows, label_value, quoted
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.noise import Purpose, random_words
+
+
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """Returns the numbers below `count` in an order that depends on `seed` alone, int64."""
+    high, low, *_ = random_words(seed, Purpose.SUBSET, 0, count)
+    return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
+
+
+def subset(
+    rows: Rows, seed: int, examples: int | None = None, shots: int | None = None
+) -> tuple[Rows, Rows]:
+    """Divides `rows` into those that are drawn and the rest.
+
+    Args:
+        rows: the data.
+        seed: names the draw.
+        examples: how many rows; of rows with labels about as many of each, and more of the others
+            where one has too few.
+        shots: how many rows of each label.
+
+    Returns:
+        The drawn rows and the others, both in the data's order; all and none if nothing was asked.
+
+    Raises:
+        InputError: both were asked, there are too few rows, or `shots` of rows without labels.
+    """
+    if examples is None and shots is None:
+        return rows, _take(rows, [])
+    if examples is not None and shots is not None:
+        raise InputError("examples and shots were both given; give one of them")
+    groups: dict[str, list[int]] = defaultdict(list)
+    labelled = rows.kind == "classify"
+    for index in shuffled(len(rows), seed).tolist():
+        groups[label_value(rows[index], rows.place(index)) if labelled else ""].append(index)
+    if shots is not None:
+        if not labelled:
+            raise InputError(
+                f"{rows.path or 'the data'} has no labels to take {shots} rows of each; "
+                "use examples"
+            )
+        label, fewest = min(groups.items(), key=lambda group: len(group[1]))
+        if len(fewest) < shots:
+            raise InputError(
+                f"{rows.path or 'the data'} has {len(fewest)} rows of label {quoted(label)}; "
+                f"{shots} of each were asked"
+            )
+        drawn = [index for group in groups.values() for index in group[:shots]]
+    else:
+        assert examples is not None
+        if examples > len(rows):
+            raise InputError(
+                f"{rows.path or 'the data'} has {len(rows)} rows; {examples} were asked"
+            )
+        # One of each label in turn, until there are enough.
+        turns = sorted(
+            (place, group[place]) for group in groups.values() for place in range(len(group))
+        )
+        drawn = [index for _, index in turns[:examples]]
+    taken = set(drawn)
+    rest = [index for index in range(len(rows)) if index not in taken]
+    return _take(rows, sorted(drawn)), _take(rows, rest)
+
+
+def demonstrations(rows: Rows, seed: int, count: int) -> Rows:
+    """Returns `count` drawn rows, about as many of each label, in an order drawn too.
+
+    Raises:
+        InputError: there are too few rows.
+    """
+    drawn, _ = subset(rows, seed, examples=count)
+    return _take(drawn, shuffled(count, seed).tolist())
+
+
+def _take(rows: Rows, indices: list[int]) -> Rows:
+    return dataclasses.replace(
+        rows,
+        items=tuple(rows.items[i] for i in indices),
+        lines=tuple(rows.lines[i] for i in indices),
+    )

@@ -1,0 +1,138 @@
+"""What a run reads: its rows as examples, drawn as its settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgezo.answers import evaluate_answers
+from edgezo.data.arrays import ArrayRows
+from edgezo.data.rows import Rows
+from edgezo.data.subset import subset
+from edgezo.evaluate import Metrics, evaluate
+from edgezo.objectives import ANSWER_METRICS, LOSS, BatchMaker, batch_maker
+from edgezo.settings import Settings
+from edgezo.tasks import Generate, Prompt, load_prompt, read_data, task_of
+from edgezo.tasks.base import BaseExample, BaseTask
+from edgezo.tasks.labels import parse_label_words
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.model import Model
+
+# What a journal's header has of a run's data only where it is not the default.
+OPTIONAL_NOTES = ("columns", "objective", "drawn")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A task, its examples, and what names them in a journal.
+
+    Attributes:
+        task: made the examples.
+        train: examples to train on.
+        batch: makes the batch of the training examples of these indices.
+        held_out: examples to evaluate on.
+        held_rows: the rows that they are of.
+        notes: for the journal's header.
+    """
+
+    task: BaseTask
+    train: Sequence[BaseExample]
+    batch: BatchMaker
+    held_out: Sequence[BaseExample]
+    held_rows: Rows | ArrayRows | None
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of a run, and the task that they are for."""
+
+    task: BaseTask
+    prompt: Prompt
+    sha256: str
+    train: Rows | ArrayRows
+    held_out: Rows | ArrayRows | None
+
+
+def draw(model: Model, settings: Settings) -> Drawn:
+    """Reads a run's data and takes the rows that its settings ask for.
+
+    Raises:
+        InputError: the data or a setting is wrong, or there are too few rows.
+    """
+    prompt = load_prompt(settings.prompt, model.form["kind"])
+    prompt = prompt.override(settings.task, settings.template, _words(settings.label_words))
+    rows = read_data(settings.data, model, prompt)
+    task = task_of(model, rows, prompt)  # of all rows: they say which labels there are
+    train, held_out = _divided(rows, settings, lambda path: read_data(path, model, prompt))
+    return Drawn(task, prompt, rows.sha256, train, held_out)
+
+
+def prepare(model: Model, settings: Settings) -> TrainingData:
+    """Reads a run's data and makes its examples."""
+    drawn = draw(model, settings)
+    task = drawn.task
+    train_examples = task.encode_rows(drawn.train)
+    make = batch_maker(task, drawn.train, train_examples, settings.objective, settings.max_tokens)
+    notes: dict[str, Any] = {
+        "task": task.settings(),
+        "data": drawn.sha256,
+        "order": {"version": 1, "batch_size": settings.batch_size},
+    }
+    if drawn.prompt.columns:
+        notes["columns"] = dict(drawn.prompt.columns)
+    if settings.objective != LOSS:
+        notes["objective"] = {"name": settings.objective, "max_tokens": settings.max_tokens}
+    asked = {"examples": settings.examples, "shots": settings.shots}
+    asked["held_out"] = None if settings.eval_data else settings.eval_examples
+    if any(asked.values()):
+        notes["drawn"] = asked
+    held_out = () if drawn.held_out is None else task.encode_rows(drawn.held_out)
+    return TrainingData(task, train_examples, make, held_out, drawn.held_out, notes)
+
+
+def evaluate_held_out(
+    model: Model,
+    task: BaseTask,
+    examples: Sequence[BaseExample],
+    rows: Rows | ArrayRows | None,
+    settings: Settings,
+) -> Metrics:
+    """Evaluates held-out examples, and the answers to their rows if the objective judges those."""
+    found = evaluate(model, task, examples, settings.batch_size)
+    metric = ANSWER_METRICS.get(settings.objective)
+    if metric is None or not isinstance(task, Generate) or not isinstance(rows, Rows):
+        return found
+    tokens, size = settings.max_tokens, settings.batch_size
+    return dataclasses.replace(
+        found, answers=evaluate_answers(model, task, rows, [metric], tokens, size)
+    )
+
+
+def _divided(
+    rows: Rows | ArrayRows, settings: Settings, read: Callable[[str], Rows | ArrayRows]
+) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
+    """Returns the rows to train on and the held-out ones, as the settings draw them."""
+    rest: Rows | ArrayRows | None = None
+    if settings.examples or settings.shots or (settings.eval_examples and not settings.eval_data):
+        if not isinstance(rows, Rows):
+            raise InputError("examples are drawn from rows of text, and this model takes arrays")
+        if settings.examples or settings.shots:
+            rows, rest = subset(rows, settings.seed, settings.examples, settings.shots)
+        else:
+            rest, rows = subset(rows, settings.seed, settings.eval_examples)
+    held = read(settings.eval_data) if settings.eval_data else rest
+    if settings.eval_examples and isinstance(held, Rows):
+        # The same for every seed, which is what runs of several seeds are compared on.
+        seed = 0 if settings.eval_data else settings.seed
+        return rows, subset(held, seed, settings.eval_examples)[0]
+    return rows, held if settings.eval_data else None
+
+
+def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:
+    """Returns label words as a list, or by label where they are written as label=word."""
+    if given is None or not any("=" in word for word in given):
+        return None if given is None else list(given)
+    return parse_label_words(",".join(given))

@@ -1,0 +1,209 @@
+"""Comparisons and searches: many runs, their rows, and what happens when they are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edgezo_runs import called, refused, result_of
+
+from edgezo.callbacks import Callback
+from edgezo.compare import RESULTS, Run, compare, plan, read, table
+from edgezo.run_folder import RunFolder
+from edgezo.search import search
+from edgezo.settings import Settings
+from edgezo.train import train
+
+FIELDS = {
+    "task", "split", "method", "family", "settings_id", "settings", "seed", "examples", "batch",
+    "forwards", "seconds", "memory_ratio", "device", "accuracy", "commit",
+}  # fmt: skip
+FEW = {"steps": 4, "batch_size": 4, "threads": 1, "eval_every": 2, "eval_examples": 12}
+
+
+class Nobody(Callback):
+    """Watches, and stops every run after so many steps."""
+
+    def __init__(self, steps: int = 99) -> None:
+        self.steps = steps
+        self.seen = 0
+
+    def on_step(self, step: Any, seconds: float) -> None:
+        self.seen = step.number
+
+    def should_stop(self) -> bool:
+        return self.seen >= self.steps
+
+
+def runs_in(bundle: Path, data: Path, out: Path, **settings: Any) -> list[Run]:
+    task = {"data": str(data / "train.jsonl"), "eval_data": str(data / "dev.jsonl")}
+    methods = {"mezo": {"lr": 1e-3}, "es few": {"method": "es", "samples": 3, "lr": 1e-3}}
+    return plan(str(bundle), {"mine": task}, methods, [0, 1], FEW | settings, out)
+
+
+@contextlib.contextmanager
+def unseen(run: Run) -> Iterator[Callback]:
+    yield Nobody()
+
+
+def test_a_comparison(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = runs_in(tiny_bundle, data, out)
+    rows = list(compare(runs, out, unseen, shots=2))
+    shown = [row for row in rows if row["method"] == "2-shot"]
+    assert [(row["seed"], row["family"]) for row in shown] == [(0, "baseline"), (1, "baseline")]
+    rows = [row for row in rows if row not in shown]
+    assert [(r["method"], r["seed"]) for r in rows] == [
+        ("zero-shot", 0), ("mezo", 0), ("mezo", 1), ("es few", 0), ("es few", 1),
+    ]  # fmt: skip
+    assert all(set(row) >= FIELDS for row in rows)
+    assert [row for row in read(out) if row["method"] != "2-shot"] == json.loads(json.dumps(rows))
+    assert [row["forwards"] for row in rows] == [0, 8, 8, 12, 12]
+    assert [row["family"] for row in rows] == ["baseline"] + ["forward-only"] * 4
+    assert [row["examples"] for row in rows] == [0] + [120] * 4
+    assert {row["split"] for row in rows} == {"dev"}
+    assert all(0 <= row["accuracy"] <= 1 and row["memory_ratio"] is None for row in rows)
+    ids = [row["settings_id"] for row in rows]
+    assert ids[1] == ids[2] != ids[3] == ids[4] and ids[0] not in ids[1:]
+    # The zero-shot row is an evaluation of the bundle on the rows that the runs are judged by.
+    few = RunFolder(runs[0].settings.out)
+    steps = [line["step"] for line in few.read_metrics() if "eval" in line]
+    assert steps == [2, 4]
+    assert not few.weights.exists()
+    # A run is an ordinary one: what the row says, it says itself once it is rebuilt.
+    again = called("resume", few.path, "--json")
+    assert again.status == 0, again.err
+    assert (again.json["accuracy"], again.json["loss"]) == (rows[1]["accuracy"], rows[1]["loss"])
+    heading, *lines = table(rows)
+    assert len(lines) == 3 and heading[0] == "task"
+    values = [100 * row["accuracy"] for row in rows[1:3]]
+    expected = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+    assert lines[1][6:] == (expected, "accuracy")
+
+    # Nothing is run again, but a new seed or a new setting is.
+    def never(run: Run) -> Any:
+        raise AssertionError(run)
+
+    assert list(compare(runs, out, never, shots=2)) == read(out)
+    other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)
+    assert {run.settings_id for run in other}.isdisjoint(ids)
+
+
+def test_a_stopped_comparison_goes_on(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = runs_in(tiny_bundle, data, out)[:2]
+
+    @contextlib.contextmanager
+    def stopping(run: Run) -> Iterator[Callback]:
+        yield Nobody(99 if run is runs[0] else 3)
+
+    assert [row["seed"] for row in compare(runs, out, stopping)] == [0, 0]
+    with (out / RESULTS).open("a") as file:
+        file.write('{"task": "torn')
+    done = list(compare(runs, out, unseen))
+    assert [row["seed"] for row in done] == [0, 0, 1] and len(read(out)) == 3
+    whole = list(compare(runs_in(tiny_bundle, data, tmp_path / "b")[:2], tmp_path / "b", unseen))
+    for row, other in zip(done, whole, strict=True):
+        assert (row["accuracy"], row["loss"]) == (other["accuracy"], other["loss"])
+
+
+def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    task = f"mine={data / 'train.jsonl'}:{data / 'dev.jsonl'}"
+    flags = ("--steps", 2, "--batch-size", 2, "--eval-every", 1, "--threads", 1, "--out", out)
+    words = ("compare", tiny_bundle, "--data", task, "--methods", "mezo,es", *flags)
+    done = called(*words, "--eval-examples", 6)
+    assert done.status == 0, done.err
+    assert [line.split()[:2] for line in done.out.splitlines()[:4]] == [
+        ["task", "method"], ["mine", "zero-shot"], ["mine", "mezo"], ["mine", "es"],
+    ]  # fmt: skip
+    page = (out / "comparison.html").read_text("utf-8")
+    assert page.count("<svg") == 2 and "forward passes" in page and "seconds" in page
+    # The same from a file, which finds everything done.
+    config = tmp_path / "plan.yaml"
+    config.write_text(
+        f"bundle: {tiny_bundle}\nmethods: [mezo, es]\nseeds: [0]\n"
+        f"data: {{mine: {{data: {data / 'train.jsonl'}, eval_data: {data / 'dev.jsonl'}}}}}\n"
+        "settings: {steps: 2, batch_size: 2, eval_every: 1, eval_examples: 6}\n"
+    )
+    again = called("compare", "--config", config, "--out", out, "--threads", 1, "--json")
+    assert again.status == 0, again.err
+    assert again.json["finished"] and again.json["rows"] == read(out)
+    for wrong, part in (
+        (("--data", "mine=train.jsonl"), "write TASK=TRAIN.jsonl:DEV.jsonl"),
+        (("--data", task, "--methods", "adam"), "method 'adam' is unknown"),
+        (("--data", task, "--methods", "mezo", "--seeds", "a"), "seed 'a' is no whole number"),
+        (("--data", task), "nothing to compare: give --methods"),
+    ):
+        refused(called("compare", tiny_bundle, *wrong, "--out", tmp_path / "no"), 2, part)
+
+
+def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    runs = runs_in(tiny_bundle, data, tmp_path / "out")[:1]
+    list(compare(runs, tmp_path / "out", unseen))
+    other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)[:1]
+    with pytest.raises(Exception, match="holds a run whose batch_size is 4, not 3"):
+        list(compare(other, tmp_path / "out", unseen))
+
+
+def test_search_halves_and_goes_on(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        bundle=str(tiny_bundle),
+        data=str(data / "train.jsonl"),
+        eval_data=str(data / "dev.jsonl"),
+        out=str(tmp_path / "search"),
+        steps=48,
+        batch_size=2,
+        eval_examples=8,
+        threads=1,
+    )
+    grid = {"lr": [1e-4, 3e38, 1e-3], "eps": [1e-3]}
+    told: list[tuple[float, int, float]] = []
+
+    @contextlib.contextmanager
+    def quiet(chosen: Any, run: Settings) -> Iterator[Callback]:
+        yield Nobody()
+
+    def report(trial: Any) -> None:
+        told.append((trial.chosen["lr"], trial.steps, trial.loss))
+
+    trials = search(settings, grid, quiet, report)
+    assert trials is not None
+    assert [trial.chosen["lr"] for trial in trials][2] == 3e38 and trials[2].loss == math.inf
+    assert [trial.steps for trial in trials[:2]] == [48, 24]
+    second = {lr: loss for lr, steps, loss in told if steps == 24}
+    assert second.keys() == {1e-4, 1e-3}
+    assert trials[0].chosen["lr"] == min(second, key=second.__getitem__)
+    # Stopping a trial between the rounds changed nothing.
+    best = RunFolder(tmp_path / "search" / f"lr={trials[0].chosen['lr']},eps=0.001")
+    straight = dataclasses.replace(settings, **trials[0].chosen, out=str(tmp_path / "straight"))
+    metrics = train(straight).metrics
+    assert metrics is not None and trials[0].metrics is not None
+    assert metrics.to_json() == trials[0].metrics.to_json()
+    assert result_of(tmp_path / "straight")[0] == result_of(best.path)[0]
+    before = list(told)
+    told.clear()
+    assert search(settings, grid, quiet, report) is not None
+    assert told == before
+
+
+def test_search_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    rows = ("--data", data / "train.jsonl", "--threads", 1, "--batch-size", 2)
+    words = ("search", tiny_bundle, *rows, "--out", tmp_path / "s", "--lr", "1e-4,1e-3")
+    done = called(*words, "--steps", 4, "--eval-examples", 8)
+    assert done.status == 0, done.err
+    assert done.out.startswith("best: lr ") and "\nedgezo train " in done.out
+    again = called(*words, "--steps", 4, "--eval-examples", 8, "--json")
+    assert again.json["best"]["lr"] in (1e-4, 1e-3)
+    assert again.json["command"] in done.out and "--lr " in again.json["command"]
+    assert [trial["steps"] for trial in again.json["trials"]] == [4, 2]
+    refused(called(*words, "--steps", 4), 2, "needs held-out rows")
+    refused(called(*words, "--steps", 1, "--eval-examples", 8), 2, "too few to halve 2 choices")
