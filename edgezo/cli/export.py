@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from edgezo.settings import adapter_request
 from edgezo.tasks.make import TASKS
 from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write
 from edgezo_runtime.select import ADAPTERS, FULL
+
+#: Makes one bundle of a source.
+Stage = Callable[[Path, Path], None]
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
@@ -45,7 +49,7 @@ from edgezo_runtime.select import ADAPTERS, FULL
 @click.option(
     "--labels", help="Of an .onnx file: names of its classes, as a,b,c or in a .txt file."
 )
-@click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
+@click.option("--tune", help=f"The adapter to add, {', '.join(ADAPTERS)}.")
 @adapter_options
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
 @click.option("--block", type=int, help="Of int4: weights that share a scale, 32 or 128.")
@@ -85,12 +89,16 @@ def command(
     default = {"name": task} if task else None
     if source.suffix == ".onnx":
         fields |= export_onnx(source, out, output, loss, labels, default)
-    elif quantize is not None:
-        export_quantized(source, out, quantize, block, tune, adapter)
-    elif is_bundle(source) or tune is not None:
-        export_adapted(source, out, tune, adapter)
     else:
-        export_checkpoint(source, out, default, via=via, dtype=dtype)
+        request = _adapter(source, tune, quantize, adapter)
+        stages: list[Stage] = []
+        if not is_bundle(source):
+            stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=dtype))
+        if quantize is not None:
+            stages.append(lambda s, o: export_quantized(s, o, quantize, block))
+        if request is not None:
+            stages.append(lambda s, o: export_adapted(s, o, request))
+        run_stages(source, out, stages)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
         print_json(fields | {"seconds": seconds})
@@ -98,53 +106,60 @@ def command(
         click.echo(f"wrote {out} in {seconds} s")
 
 
-def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str, Any]) -> None:
-    """Adds the adapter that `tune` names and `given` describes to the bundle `source`."""
+def _adapter(
+    source: Path, tune: str | None, quantize: str | None, given: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the adapter to add; raises InputError if there is nothing to make of `source`."""
     values = {name: value for name, value in given.items() if value is not None}
     if "target" in values:
         values["target"] = tuple(word.strip() for word in values["target"].split(","))
+    if tune not in (None, *ADAPTERS):
+        raise InputError(
+            f"--tune {tune} needs no other graph: give it to `edgezo train`; an export adds one of "
+            + ", ".join(ADAPTERS)
+        )
     request = adapter_request(tune or FULL, values)
-    if request is None:
+    if request is None and quantize is None and is_bundle(source):
         raise InputError(
             f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
             "with --tune"
         )
+    return request
+
+
+def run_stages(source: Path, out: Path, stages: Sequence[Stage]) -> None:
+    """Makes `out` of `source` stage by stage; what lies between is removed."""
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise EdgezoError(cannot_write(out, error)) from error
+    with folder as scratch:
+        for number, stage in enumerate(stages, 1):
+            made = out if number == len(stages) else Path(scratch) / f"{number}.edgezo"
+            stage(source, made)
+            source = made
+
+
+def export_adapted(source: Path, out: Path, request: Mapping[str, Any]) -> None:
+    """Adds an adapter to the bundle `source`."""
     adapted = add_adapter(open_bundle(source), request)
     from edgezo_export.adapters.base import write_adapted
 
     write_adapted(adapted, out)
 
 
-def export_quantized(
-    source: Path,
-    out: Path,
-    form: str,
-    block: int | None = None,
-    tune: str | None = None,
-    adapter: Mapping[str, Any] | None = None,
-) -> None:
-    """Quantises the bundle `source`, or the bundle of the Hugging Face folder `source`.
-
-    Where `tune` names an adapter, it is added to the quantised bundle.
-    """
+def export_quantized(source: Path, out: Path, form: str, block: int | None = None) -> None:
+    """Quantises the bundle `source`; raises EdgezoError if the packages are not installed."""
     try:
         from edgezo_export.quantize import quantize_bundle
     except ImportError as error:
         raise EdgezoError(
             f"quantising needs {error.name}: run `pip install 'edgezo[onnx]'`"
         ) from error
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = source
-        if not is_bundle(source):
-            whole = Path(scratch) / "whole.edgezo"
-            export_checkpoint(source, whole)
-        plain = out if tune is None else Path(scratch) / "plain.edgezo"
-        quantize_bundle(whole, plain, form, block)
-        if tune is not None:
-            export_adapted(plain, out, tune, adapter or {})
+    quantize_bundle(source, out, form, block)
 
 
 def export_checkpoint(
@@ -156,8 +171,6 @@ def export_checkpoint(
     dtype: str = "float32",
 ) -> None:
     """Exports `source`; raises EdgezoError if the exporter is not installed."""
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another --out, or remove it")
     try:
         from edgezo_export.huggingface import checkpoint_to_bundle
     except ImportError as error:

@@ -69,6 +69,16 @@ def test_one_step_or_two_give_one_run(
     assert first[-64:] != mine[-64:]
 
 
+def test_bad_words(plain: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "no.edgezo")
+    refused(called("export", tiny_bundle, "--block", 128, *out), 2, "--quantize int4")
+    words = ("export", tiny_bundle, "--quantize", plain.stem)
+    refused(called(*words, "--tune", "norm", *out), 2, "edgezo train", "lora, prefix, prompt")
+    refused(called(*words, "--rank", 2, *out), 2, "rank is a setting of adapters")
+    refused(called("export", plain, "--quantize", "int4", *out), 2, "no linear layer")
+    assert not list(tmp_path.iterdir())
+
+
 def test_norms_over_integers(plain: Path, data: Path, tmp_path: Path) -> None:
     run = train(plain, data, tmp_path / "run", "--tune", "norm")
     out = replayed(run, plain, tmp_path / "replayed")
