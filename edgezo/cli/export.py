@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,11 @@ from edgezo.settings import adapter_request
 from edgezo.tasks.make import TASKS
 from edgezo_runtime.bundle import is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.files import cannot_write
 from edgezo_runtime.select import ADAPTERS, FULL
+
+#: Makes one bundle of a source.
+Stage = Callable[[Path, Path], None]
 
 
 @subcommand("edgezo export ./my-checkpoint --out my-model.edgezo")
@@ -46,7 +49,7 @@ from edgezo_runtime.select import ADAPTERS, FULL
 @click.option(
     "--labels", help="Of an .onnx file: names of its classes, as a,b,c or in a .txt file."
 )
-@click.option("--tune", help=f"Of a bundle: the adapter to add, {', '.join(ADAPTERS)}.")
+@click.option("--tune", help=f"The adapter to add, {', '.join(ADAPTERS)}.")
 @adapter_options
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
 @click.option("--block", type=int, help="Of int4: weights that share a scale, 32 or 128.")
@@ -71,7 +74,8 @@ def command(
     """Make a bundle of SOURCE: a Hugging Face folder, an .onnx file, or another bundle.
 
     A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. The
-    folder may also be what `optimum-cli export onnx` wrote. What is made of a folder is checked
+    folder may also be what `optimum-cli export onnx` wrote, and the file what the model builder of
+    onnxruntime-genai wrote. What is made of a folder is checked
     against transformers, and what is made of a file against that file, before it appears. With
     --tune, the new bundle has an adapter in its graph, to be tuned where the packages that edit
     graphs are not installed.
@@ -84,22 +88,21 @@ def command(
         raise InputError("--quantize is for checkpoints and bundles: leave it out for .onnx files")
     if source.suffix != ".onnx" and (output or loss or labels):
         raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
-    plain = is_bundle(source) and tune is None and quantize is None
-    with staged(out, gradients and not plain) as target:
-        if source.suffix == ".onnx":
-            exported = export_onnx(source, target, output, loss, labels)
-            fields["trained"] = sum(weight.trainable for weight in exported.weights)
-            fields["constant"] = len(exported.weights) - fields["trained"]
-            fields["difference"] = exported.difference
-        elif quantize is not None:
-            export_quantized(source, target, quantize, block, tune, adapter)
-        elif plain and gradients:
-            export_gradients(source, target)
-        elif is_bundle(source) or tune is not None:
-            export_adapted(source, target, tune, adapter)
-        else:
-            named = {"name": task} if task else None
-            export_checkpoint(source, target, named, via=via, dtype=dtype)
+    default = {"name": task} if task else None
+    stages: list[Stage] = []
+    if source.suffix == ".onnx":
+        stages.append(lambda s, o: fields.update(export_onnx(s, o, output, loss, labels, default)))
+    else:
+        request = _adapter(source, tune, quantize is not None or gradients, adapter)
+        if not is_bundle(source):
+            stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=dtype))
+        if quantize is not None:
+            stages.append(lambda s, o: export_quantized(s, o, quantize, block))
+        if request is not None:
+            stages.append(lambda s, o: export_adapted(s, o, request))
+    if gradients:
+        stages.append(export_gradients)
+    run_stages(source, out, stages)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
         print_json(fields | {"seconds": seconds})
@@ -107,19 +110,41 @@ def command(
         click.echo(f"wrote {out} in {seconds} s")
 
 
-@contextlib.contextmanager
-def staged(out: Path, gradients: bool) -> Iterator[Path]:
-    """Gives the folder to export to: `out`, or one that `out` is made of, with gradients."""
-    if not gradients:
-        yield out
-        return
+def _adapter(
+    source: Path, tune: str | None, changed: bool, given: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the adapter to add; raises InputError if there is nothing to make of `source`."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if "target" in values:
+        values["target"] = tuple(word.strip() for word in values["target"].split(","))
+    if tune not in (None, *ADAPTERS):
+        raise InputError(
+            f"--tune {tune} needs no other graph: give it to `edgezo train`; an export adds one of "
+            + ", ".join(ADAPTERS)
+        )
+    request = adapter_request(tune or FULL, values)
+    if request is None and not changed and is_bundle(source):
+        raise InputError(
+            f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
+            "with --tune, or --gradients"
+        )
+    return request
+
+
+def run_stages(source: Path, out: Path, stages: Sequence[Stage]) -> None:
+    """Makes `out` of `source` stage by stage; what lies between is removed."""
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = Path(scratch) / "whole.edgezo"
-        yield whole
-        export_gradients(whole, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise EdgezoError(cannot_write(out, error)) from error
+    with folder as scratch:
+        for number, stage in enumerate(stages, 1):
+            made = out if number == len(stages) else Path(scratch) / f"{number}.edgezo"
+            stage(source, made)
+            source = made
 
 
 def export_gradients(source: Path, out: Path) -> None:
@@ -133,53 +158,23 @@ def export_gradients(source: Path, out: Path) -> None:
     add_to_bundle(open_bundle(source), out)
 
 
-def export_adapted(source: Path, out: Path, tune: str | None, given: Mapping[str, Any]) -> None:
-    """Adds the adapter that `tune` names and `given` describes to the bundle `source`."""
-    values = {name: value for name, value in given.items() if value is not None}
-    if "target" in values:
-        values["target"] = tuple(word.strip() for word in values["target"].split(","))
-    request = adapter_request(tune or FULL, values)
-    if request is None:
-        raise InputError(
-            f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
-            "with --tune, or --gradients"
-        )
+def export_adapted(source: Path, out: Path, request: Mapping[str, Any]) -> None:
+    """Adds an adapter to the bundle `source`."""
     adapted = add_adapter(open_bundle(source), request)
     from edgezo_export.adapters.base import write_adapted
 
     write_adapted(adapted, out)
 
 
-def export_quantized(
-    source: Path,
-    out: Path,
-    form: str,
-    block: int | None = None,
-    tune: str | None = None,
-    adapter: Mapping[str, Any] | None = None,
-) -> None:
-    """Quantises the bundle `source`, or the bundle of the Hugging Face folder `source`.
-
-    Where `tune` names an adapter, it is added to the quantised bundle.
-    """
+def export_quantized(source: Path, out: Path, form: str, block: int | None = None) -> None:
+    """Quantises the bundle `source`; raises EdgezoError if the packages are not installed."""
     try:
         from edgezo_export.quantize import quantize_bundle
     except ImportError as error:
         raise EdgezoError(
             f"quantising needs {error.name}: run `pip install 'edgezo[onnx]'`"
         ) from error
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = source
-        if not is_bundle(source):
-            whole = Path(scratch) / "whole.edgezo"
-            export_checkpoint(source, whole)
-        plain = out if tune is None else Path(scratch) / "plain.edgezo"
-        quantize_bundle(whole, plain, form, block)
-        if tune is not None:
-            export_adapted(plain, out, tune, adapter or {})
+    quantize_bundle(source, out, form, block)
 
 
 def export_checkpoint(
@@ -191,8 +186,6 @@ def export_checkpoint(
     dtype: str = "float32",
 ) -> None:
     """Exports `source`; raises EdgezoError if the exporter is not installed."""
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another --out, or remove it")
     try:
         from edgezo_export.huggingface import checkpoint_to_bundle
     except ImportError as error:

@@ -40,6 +40,17 @@ def _onnx_adapter(model: Model, out: Path) -> None:
     write_adapter_graph(model.bundle, model.weights.trained(), out)
 
 
+def _genai(model: Model, out: Path) -> None:
+    from edgezo_export.genai_folder import write_genai_folder
+
+    if model.bundle.manifest.adapter:
+        _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
+        write_genai_folder(model.bundle, model.weights.arena.views, out)
+    else:
+        _merged(model, out)
+        write_genai_folder(model.bundle, {}, out)
+
+
 def _copy(bundle: Bundle, out: Path, *names: str) -> None:
     for name in names:
         if name in bundle.manifest.files:
@@ -64,6 +75,7 @@ FORMATS = {
     "onnx": Format(_onnx, (None, "lora"), (None,)),
     "peft": Format(_peft, ("lora", "prompt"), ("lora", "prompt")),
     "onnx-adapter": Format(_onnx_adapter, ("lora",), ("lora",)),
+    "genai": Format(_genai, (None, "lora"), (None, "lora")),
 }
 
 
@@ -80,7 +92,8 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     merged: a Hugging Face checkpoint, an adapter merged into its weights. onnx: the same, with
     model.onnx, which takes input_ids and attention_mask and gives logits. peft: LoRA or a prompt
     as PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
-    adapter.onnx_adapter for ONNX Runtime to fill them with.
+    adapter.onnx_adapter for ONNX Runtime to fill them with. genai: a folder that onnxruntime-genai
+    generates from, with such an adapter beside it after LoRA.
     """
     model, _ = open_model(run, None, None)
     kind = model.bundle.manifest.adapter.get("kind")

@@ -35,8 +35,8 @@ def write_inference_graph(bundle: Bundle, folder: Path) -> None:
     model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
     without_lora(model)
     _give_logits(model, bundle)
-    _store_weights(model, folder)
-    _save(model, folder)
+    store_weights(model, folder)
+    save_model(model, folder)
 
 
 def write_adapter_graph(bundle: Bundle, tensors: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -54,18 +54,32 @@ def write_adapter_graph(bundle: Bundle, tensors: Mapping[str, np.ndarray], folde
         InputError: the bundle's graph gives no logits.
     """
     model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
-    factor = np.float32(scale(bundle.manifest.adapter))
+    write_adapter(model, scale(bundle.manifest.adapter), tensors, folder)
+    _give_logits(model, bundle)
+    store_weights(model, folder)
+    save_model(model, folder)
+
+
+def write_adapter(
+    model: ir.Model, factor: float, tensors: Mapping[str, np.ndarray], folder: Path
+) -> None:
+    """Writes `adapter.onnx_adapter`, and makes the LoRA inputs of `model` such as take it.
+
+    Args:
+        model: a graph that `add_lora` changed.
+        factor: what the product of B and A is multiplied with; the file's B has it inside.
+        tensors: the adapter's, by parameter name.
+        folder: exists.
+    """
     values = {}
     for value in model.graph.inputs:
         tensor = tensors.get(str(value.name))
         if tensor is None:
             continue
         is_up = str(value.name).endswith("lora_B.weight")
-        values[value.name] = np.ascontiguousarray((tensor * factor if is_up else tensor).T)
+        scaled = tensor * np.float32(factor) if is_up else tensor
+        values[value.name] = np.ascontiguousarray(scaled.T)
         _take_transposed(value)
-    _give_logits(model, bundle)
-    _store_weights(model, folder)
-    _save(model, folder)
     adapter = AdapterFormat()
     adapter.set_parameters({name: OrtValue.ortvalue_from_numpy(v) for name, v in values.items()})
     adapter.export_adapter(str(folder / ADAPTER))  # pyright: ignore[reportArgumentType]
@@ -131,7 +145,7 @@ def _give_logits(model: ir.Model, bundle: Bundle) -> None:
     model.metadata_props.clear()
 
 
-def _store_weights(model: ir.Model, folder: Path) -> None:
+def store_weights(model: ir.Model, folder: Path) -> None:
     """Makes each parameter an initializer whose data lies in the folder's weights."""
     entries = read_header(folder / WEIGHTS)
     for value in list(model.graph.inputs):
@@ -151,6 +165,7 @@ def _store_weights(model: ir.Model, folder: Path) -> None:
         model.graph.register_initializer(value)
 
 
-def _save(model: ir.Model, folder: Path) -> None:
+def save_model(model: ir.Model, folder: Path) -> None:
+    """Writes `model` into `folder` as `model.onnx`."""
     with atomic_writer(folder / MODEL) as file:
         file.write(ir.to_proto(model).SerializeToString(deterministic=True))

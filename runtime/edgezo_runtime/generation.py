@@ -17,6 +17,7 @@ from edgezo_runtime.bundle import GENERATE, Bundle
 from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.safetensors_file import release
 from edgezo_runtime.session import constant_values, fits, with_integers
 
 _TEXT = ("input_ids", "attention_mask")
@@ -73,6 +74,8 @@ class GenerationSession:
             self._session = device.open_session(with_integers(bundle, GENERATE), constants)
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {graph}: {error}") from error
+        for name in constants:  # the session has packed them for itself
+            release(arrays[name])
         inputs = {node.name: node for node in self._session.get_inputs()}
         for parameter in bound:
             if not fits(parameter, inputs.get(parameter.name)):

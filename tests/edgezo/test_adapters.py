@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,12 +267,56 @@ def test_onnx_adapter(
     np.testing.assert_allclose(tuned, logits, atol=1e-4)
 
 
+def test_genai(
+    lora_run: Path,
+    reference: Path,
+    expected: tuple[dict[str, np.ndarray], np.ndarray],
+    tmp_path: Path,
+) -> None:
+    """onnxruntime-genai runs what is saved, and `Adapters` loads the adapter of either format."""
+    genai: Any = pytest.importorskip("onnxruntime_genai")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    feeds, logits = expected
+    ids = feeds["input_ids"][0]
+
+    def found(folder: Path, adapter: Path | None = None) -> np.ndarray:
+        """Returns what may follow the sixth token and the last."""
+        model = genai.Model(str(folder))
+        generator = genai.Generator(model, genai.GeneratorParams(model))
+        if adapter is not None:
+            adapters = genai.Adapters(model)
+            adapters.load(str(adapter), "tuned")
+            generator.set_active_adapter(adapters, "tuned")
+        given = []
+        for part in (ids[:6], ids[6:]):
+            generator.append_tokens(part.astype(np.int32))
+            given.append(np.array(generator.get_logits()).reshape(-1))
+        return np.stack(given)
+
+    def plain(checkpoint: Path) -> np.ndarray:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        with torch.no_grad():
+            return model(torch.from_numpy(ids[None])).logits.numpy()[0, [5, 8]]
+
+    out = save(lora_run, "genai", tmp_path / "genai")
+    other = save(lora_run, "onnx-adapter", tmp_path / "adapter") / "adapter.onnx_adapter"
+    base = save(reference, "genai", tmp_path / "full")
+    np.testing.assert_allclose(found(out), plain(out), atol=1e-4)
+    np.testing.assert_allclose(found(base), plain(base), atol=1e-4)
+    for adapter in (out / "adapter.onnx_adapter", other):
+        np.testing.assert_allclose(found(out, adapter), logits[0, [5, 8]], atol=1e-4)
+    merged = plain(save(lora_run, "merged", tmp_path / "merged"))
+    np.testing.assert_allclose(found(out, other), merged, atol=1e-4)
+
+
 def test_a_run_without_an_adapter(reference: Path, tmp_path: Path) -> None:
     out = save(reference, "merged", tmp_path / "merged")
     assert contents(out)["model.safetensors"] == contents(reference)["model.safetensors"]
     for style in ("peft", "onnx-adapter"):
         words = ("save", reference, "--format", style, "--out", tmp_path / "no")
-        refused(called(*words), 2, "no adapter", "merged or onnx")
+        refused(called(*words), 2, "no adapter", "merged or onnx or genai")
     refused(called("save", reference, "--out", out), 2, "exists already")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_one_step_or_two_give_one_run(
     assert first[-64:] != mine[-64:]
 
 
+def test_bad_words(plain: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "no.edgezo")
+    refused(called("export", tiny_bundle, "--block", 128, *out), 2, "--quantize int4")
+    words = ("export", tiny_bundle, "--quantize", plain.stem)
+    refused(called(*words, "--tune", "norm", *out), 2, "edgezo train", "lora, prefix, prompt")
+    refused(called(*words, "--rank", 2, *out), 2, "rank is a setting of adapters")
+    refused(called("export", plain, "--quantize", "int4", *out), 2, "no linear layer")
+    assert not list(tmp_path.iterdir())
+
+
 def test_norms_over_integers(plain: Path, data: Path, tmp_path: Path) -> None:
     run = train(plain, data, tmp_path / "run", "--tune", "norm")
     out = replayed(run, plain, tmp_path / "replayed")
@@ -81,7 +92,9 @@ def test_norms_over_integers(plain: Path, data: Path, tmp_path: Path) -> None:
         assert same == (parameter.kind != "norm")
         kinds.add(parameter.kind)
     assert kinds == {"embedding", "norm", "quantized", "scale"}
-    refused(called("save", run, "--out", tmp_path / "no"), 2, "quantised weights", "use onnx")
+    refused(
+        called("save", run, "--out", tmp_path / "no"), 2, "quantised weights", "use onnx or genai"
+    )
     succeed("save", run, "--format", "onnx", "--out", tmp_path / "onnx")
     feeds, logits = predictions(run)
     np.testing.assert_allclose(plain_logits(tmp_path / "onnx", feeds), logits, atol=1e-4)
@@ -151,10 +164,22 @@ def test_peft_loads_the_adapter(
 
 def test_an_adapter_over_integers_is_saved(lora_run: Path, tmp_path: Path) -> None:
     succeed("save", lora_run, "--format", "onnx-adapter", "--out", tmp_path / "out")
+    succeed("save", lora_run, "--format", "genai", "--out", tmp_path / "genai")
     feeds, logits = predictions(lora_run)
     tuned = plain_logits(tmp_path / "out", feeds, adapter=True)
     np.testing.assert_allclose(tuned, logits, atol=1e-4)
     assert np.abs(plain_logits(tmp_path / "out", feeds) - logits).max() > 0.01
+    genai: Any = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(tmp_path / "genai"))
+    generator, adapters = (
+        genai.Generator(model, genai.GeneratorParams(model)),
+        genai.Adapters(model),
+    )
+    adapters.load(str(tmp_path / "out" / "adapter.onnx_adapter"), "tuned")
+    generator.set_active_adapter(adapters, "tuned")
+    generator.append_tokens(feeds["input_ids"][0].astype(np.int32))
+    given = np.array(generator.get_logits()).reshape(-1)
+    np.testing.assert_allclose(given, logits[0, -1], atol=1e-4)
     for style in ("merged", "onnx"):
         words = ("save", lora_run, "--format", style, "--out", tmp_path / "no")
-        refused(called(*words), 2, "over quantised weights", "peft or onnx-adapter")
+        refused(called(*words), 2, "over quantised weights", "peft or onnx-adapter or genai")

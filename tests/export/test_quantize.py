@@ -182,3 +182,29 @@ def test_the_first_part_of_a_graph_takes_its_constants(
         cut.forward(batch())["logprobs"], whole.forward(batch())["logprobs"]
     )
     assert open_bundle(folder).manifest.versions["onnxruntime"]
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_integers_lie_in_the_session_alone(
+    form: str, quantized: Callable[[str, str], Path]
+) -> None:
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("elsewhere nobody tells which pages are held")
+    model = loaded(quantized("opt", form))
+    model.forward(batch())
+    for name, array in model.weights.frozen().items():
+        assert name.endswith(("_packed", "_zero_point"))
+        assert held_at(array.__array_interface__["data"][0]) == 0
+
+
+def held_at(address: int) -> int:
+    """Returns how many kB are held of the mapping that `address` lies in."""
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            start, stop = (int(part, 16) for part in first.split("-"))
+            within = start <= address < stop
+        elif within and first == "Rss:":
+            return int(rest[0])
+    raise AssertionError("no mapping is there")

@@ -18,18 +18,24 @@ class BatchLoss:
         model: is asked.
         batch: its loss is wanted.
         exact: its gradients are; None: those of `batch`.
+
+    Attributes:
+        forwards: passes that it was asked for so far.
     """
 
     def __init__(self, model: Model, batch: BaseBatch, exact: BaseBatch | None = None) -> None:
         self._model, self._batch = model, batch
         self._exact = batch if exact is None else exact
+        self.forwards = 0
 
     def __call__(self) -> float:
         """Returns the loss, in nats."""
+        self.forwards += 1
         return self._model.loss(self._batch)
 
     def descend(self, names: Sequence[str], take: Taker, keep: bool = False) -> float:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
+        self.forwards += 1
         return self._model.descend(self._exact, names, take, keep)
 
     def gradients(self, names: Sequence[str]) -> dict[str, np.ndarray]:

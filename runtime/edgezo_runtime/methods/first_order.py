@@ -68,7 +68,7 @@ class FirstOrder:
     #: Whether the state lies on disk.
     on_disk: ClassVar[bool] = False
 
-    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
+    def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
         self.chosen = choose(type(self), f"method {self.name}", settings)
@@ -94,6 +94,11 @@ class FirstOrder:
     @property
     def scalars(self) -> int:
         """Numbers that a record holds besides the learning rate."""
+        return 1
+
+    @property
+    def estimates(self) -> int:
+        """How many of those numbers say how steep the loss is."""
         return 1
 
     @property

@@ -37,7 +37,7 @@ class Hift(FirstOrder):
     order = Choice("bottom-up", ("bottom-up", "top-down", "random"))
     layers = Whole(1, 1, 1 << 16)
 
-    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
+    def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         super().__init__(arena, seed, **settings)
         self.groups = layer_groups(arena.parameters, self.layers)
         if self.order == "top-down":
