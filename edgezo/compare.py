@@ -18,17 +18,14 @@ from edgezo.data.rows import Rows
 from edgezo.data.subset import demonstrations
 from edgezo.finite_json import finite_json
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.settings import Settings
+from edgezo.settings import AUTO, Settings
 from edgezo.tasks.prompts import names
 from edgezo.tasks.shots import show_shots
 from edgezo.train import Result, resume, train
 from edgezo.training_data import draw, evaluate_held_out
-from edgezo_runtime import journal
-from edgezo_runtime.arena import Arena
-from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
-from edgezo_runtime.methods import METHODS, make
+from edgezo_runtime.methods import METHODS
 from edgezo_runtime.model import load
 
 RESULTS = "results.jsonl"
@@ -128,10 +125,11 @@ def compare(
     done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
     code = commit()
     machine = describe_machine()
-    device = f"{machine['cpu']}, {machine['cores']} cores"
-    fields: dict[str, Any] = {"device": device, "commit": code}
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
     seen = set()
     for run in runs:
+        device = run.settings.device
+        fields = {"device": cpu if device == "cpu" else device, "commit": code}
         for name, count, seed in _baselines(run, shots):
             if (run.task, name, seed) in seen:
                 continue
@@ -172,11 +170,22 @@ def check_same(settings: Settings) -> None:
         if value is None or name in ("out", "device", "threads", "tune", "prompt"):
             continue
         wanted = str(Path(value).resolve()) if name in ("bundle", "data", "eval_data") else value
-        if found.get(name) != wanted:
+        if value != AUTO and not _alike(found.get(name), wanted):
             raise InputError(
                 f"{settings.out} holds a run whose {name} is {found.get(name)!r}, not {value!r}: "
                 "choose another --out, or remove it"
             )
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    """Whether a kept setting is what is wanted; a method's options may be numbers as text."""
+    if isinstance(wanted, dict):
+        given = found if isinstance(found, dict) else {}
+        return all(name in given and _alike(given[name], value) for name, value in wanted.items())
+    if isinstance(wanted, str) and isinstance(found, float | int):
+        with contextlib.suppress(ValueError):
+            return float(wanted) == float(found)
+    return found == wanted
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -228,12 +237,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
-def forwards_of(header: Mapping[str, Any]) -> int:
-    """Returns the forward passes of a step of the run with the journal's `header`."""
-    one_weight = Arena([Parameter("weight", (1,), "float32", "linear")])
-    return make(header["method"], one_weight, header["seed"], dict(header["settings"])).forwards
-
-
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _PLACES}
 
@@ -269,10 +272,10 @@ def _untuned(run: Run, shots: int) -> dict[str, Any]:
 
 
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
-    header = journal.read(result.run.journal).header
+    steps = [line for line in result.run.read_metrics() if "loss" in line]
     family = getattr(METHODS[run.settings.method], "family", "forward-only")
-    seconds = sum(line.get("seconds", 0.0) for line in result.run.read_metrics())
-    forwards = result.steps * forwards_of(header)
+    seconds = sum(line["seconds"] for line in steps)
+    forwards = sum(line["forwards"] for line in steps)
     found = _fields(run, family, result.examples, forwards, seconds)
     found["settings"] = _compared(result.run.read_settings())
     metrics = result.metrics.to_json() if result.metrics else {}

@@ -63,15 +63,16 @@ def write_comparison(out: Path, rows: Sequence[Mapping[str, Any]]) -> Path | Non
     return path
 
 
-def curve(run: RunFolder, forwards: int, steps: int) -> Curve:
-    """Returns the evaluations of a run of `steps` steps and `forwards` forward passes in all."""
+def curve(run: RunFolder) -> Curve:
+    """Returns the evaluations of a run."""
     found: Curve = []
-    seconds = 0.0
+    forwards, seconds = 0, 0.0
     for line in run.read_metrics():
-        if "seconds" in line:
+        if "loss" in line:
+            forwards += line["forwards"]
             seconds += line["seconds"]
         elif "eval" in line:
-            found.append((line["step"] * forwards // steps, seconds, score_of(line["eval"])[1]))
+            found.append((forwards, seconds, score_of(line["eval"])[1]))
     return found
 
 
@@ -82,8 +83,7 @@ def _lines(
     curves: dict[str, list[Curve]] = {}
     for row in rows:
         if row.get("run") and (out / row["run"]).exists():
-            steps = row["settings"]["steps"]
-            found = curve(RunFolder(out / row["run"]), row["forwards"], steps)
+            found = curve(RunFolder(out / row["run"]))
             curves.setdefault(row["method"], []).append(found)
     return {
         method: [

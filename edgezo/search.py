@@ -114,7 +114,7 @@ def _advance(
     """Takes the run of one choice to `steps`; None if it was stopped before."""
     name = ",".join(f"{key}={value}" for key, value in chosen.items())
     folder = str(Path(settings.out) / name)
-    values = {**settings.to_dict(), **chosen} | {"out": folder, "eval_every": unit}
+    values = {**settings.to_dict(), **chosen, "out": folder, "eval_every": unit}
     own = Settings.from_dict(values, "the search")
     run = RunFolder(folder)
     if is_run(run.path):

@@ -13,9 +13,9 @@ import yaml
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.select import ADAPTERS
 
+KEEP = ("last", "best")
 METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
 AUTO = "auto"
-KEEP = ("last", "best")
 ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 

@@ -103,8 +103,7 @@ def train(
 
 def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
-    numbers = range(1, PROBES + 1)
-    return [data.batch(plan.indices(number)) for number in numbers]
+    return [data.batch(plan.indices(number)) for number in range(1, PROBES + 1)]
 
 
 def _adapter_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +194,7 @@ def _loop(
                 projected_grad=step.projected_grad,
                 lr=step.lr,
                 skipped=step.skipped,
+                forwards=step.forwards,
                 seconds=round(seconds, 4),
             )
             callback.on_step(step, seconds)

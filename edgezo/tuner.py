@@ -38,6 +38,7 @@ class Step:
             the slopes where a step has several.
         lr: the learning rate as used.
         skipped: whether the slope was not finite, so that nothing was updated.
+        forwards: forward passes over the batch that it took.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Step:
     projected_grad: float
     lr: float
     skipped: bool
+    forwards: int
 
 
 class Tuner:
@@ -59,7 +61,8 @@ class Tuner:
         method: a name from `edgezo methods`.
         options: the method's other settings by name.
         lr: learning rate of the first step; None: the method's default.
-        probe: batches to find the learning rate on instead; nothing is learnt from them.
+        probe: batches to find the learning rate on, if there is no `lr`; nothing is learnt from
+            them.
         eps: perturbation scale, in units of the weights; None: the method's default.
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
@@ -104,6 +107,8 @@ class Tuner:
     ) -> None:
         if lr is not None:
             _check_rate(lr)
+            if probe is not None:
+                raise InputError("lr is given and probe too: give one of them")
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
@@ -219,12 +224,20 @@ class Tuner:
         else:
             _check_rate(lr)
             rate = np.float32(lr)
-        estimate = self._tuning.step(lambda: self.model.loss(batch), rate)
+        forwards = 0
+
+        def loss() -> float:
+            nonlocal forwards
+            forwards += 1
+            return self.model.loss(batch)
+
+        estimate = self._tuning.step(loss, rate)
         record = estimate.record
-        slope = float(record.scalars[0])
-        if len(record.scalars) > 1:
-            slope = float(np.sqrt(np.mean(np.square(record.scalars, dtype=np.float64))))
-        return Step(number, estimate.loss, slope, float(rate), record.skipped)
+        slopes = record.scalars[: self._tuning.method.estimates]
+        slope = float(slopes[0])
+        if len(slopes) > 1:
+            slope = float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
+        return Step(number, estimate.loss, slope, float(rate), record.skipped, forwards)
 
     def snapshot(self) -> None:
         """Writes a snapshot, from which a resume can start; needs `run`."""

@@ -75,10 +75,16 @@ class _RawModule:
         def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             buffer, table, packed = arguments
             chunks = np.asarray(table).view(cuda_sweep.CHUNK)
+            assert packed.size == 1
             assert grid == (len(chunks),) and block == (256,)
             with np.errstate(over="ignore", invalid="ignore"):
                 for chunk in chunks:
-                    _sweep(np.asarray(buffer), dtypes.named(dtype), chunk, packed[: int(terms)])
+                    _sweep(
+                        np.asarray(buffer),
+                        dtypes.named(dtype),
+                        chunk,
+                        packed["term"][0, : int(terms)],
+                    )
 
         return launch
 

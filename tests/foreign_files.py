@@ -45,6 +45,42 @@ branches (float[N, 4] x, int64 rate) => (float[N, 2] out)
     >
 }}
 """
+LOOP = """
+<ir_version: 8, opset_import: ["" : 16]>
+loop (float[N, 4] x) => (float[N, 3] out)
+{
+    times = Constant<value = int64 {3}>()
+    on = Constant<value = bool {1}>()
+    last = Loop(times, on, x) <
+        body = step (int64 i, bool c, float[N, 4] h) => (bool goes_on, float[N, 4] next) {
+            goes_on = Identity(c)
+            moved = MatMul(h, inner)
+            next = Tanh(moved)
+        }
+    >
+    out = MatMul(last, head)
+}
+"""
+SCAN = """
+<ir_version: 8, opset_import: ["" : 16]>
+scan (float[N, 5, 4] x) => (float[N, 3] out)
+{
+    rows = Shape<start=0, end=1>(x)
+    width = Constant<value = int64[1] {4}>()
+    size = Concat<axis=0>(rows, width)
+    first = ConstantOfShape(size)
+    last, every = Scan(first, x) <
+        num_scan_inputs = 1, scan_input_axes = [1],
+        body = step (float[N, 4] h, float[N, 4] t) => (float[N, 4] next, float[N, 4] same) {
+            moved = MatMul(h, inner)
+            shifted = Add(moved, t)
+            next = Tanh(shifted)
+            same = Identity(next)
+        }
+    >
+    out = MatMul(last, head)
+}
+"""
 
 
 def with_weights(text: str, weights: dict[str, np.ndarray], constants: bool = False) -> ModelProto:

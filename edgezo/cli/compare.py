@@ -12,7 +12,7 @@ import yaml
 
 from edgezo.callbacks import Callback
 from edgezo.cli.adapters import add_adapter
-from edgezo.cli.common import as_json, print_json, subcommand, threads_option
+from edgezo.cli.common import as_json, device_option, print_json, subcommand, threads_option
 from edgezo.cli.progress import RunProgress
 from edgezo.compare import RESULTS, Run, compare, plan, table
 from edgezo.compare_report import write_comparison
@@ -50,6 +50,7 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
     "--in-context", type=click.IntRange(1), help="Also show the untuned model so many solved rows."
 )
 @click.option("--keep-weights", is_flag=True, help="Keep each run's weights, not the journal only.")
+@device_option
 @threads_option
 @as_json
 def command(

@@ -72,7 +72,8 @@ def command(
     """Make a bundle of SOURCE: a Hugging Face folder, an .onnx file, or another bundle.
 
     A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. The
-    folder may also be what `optimum-cli export onnx` wrote. What is made of a folder is checked
+    folder may also be what `optimum-cli export onnx` wrote, and the file what the model builder of
+    onnxruntime-genai wrote. What is made of a folder is checked
     against transformers, and what is made of a file against that file, before it appears. With
     --tune, the new bundle has an adapter in its graph, to be tuned where the packages that edit
     graphs are not installed.
@@ -85,16 +86,13 @@ def command(
         raise InputError("--quantize is for checkpoints and bundles: leave it out for .onnx files")
     if source.suffix != ".onnx" and (output or loss or labels):
         raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
+    default = {"name": task} if task else None
     if source.suffix == ".onnx":
-        exported = export_onnx(source, out, output, loss, labels)
-        fields["trained"] = sum(weight.trainable for weight in exported.weights)
-        fields["constant"] = len(exported.weights) - fields["trained"]
-        fields["difference"] = exported.difference
+        fields |= export_onnx(source, out, output, loss, labels, default)
     else:
         request = _adapter(source, tune, quantize, adapter)
         stages: list[Stage] = []
         if not is_bundle(source):
-            default = {"name": task} if task else None
             stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=dtype))
         if quantize is not None:
             stages.append(lambda s, o: export_quantized(s, o, quantize, block))

@@ -14,6 +14,7 @@ from edgezo.callbacks import Callback
 from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import (
     as_json,
+    device_option,
     label_words_option,
     print_json,
     prompt_option,
@@ -52,6 +53,7 @@ from edgezo_runtime.errors import InputError
 @click.option("--steps", type=int, help="Steps of the last trial standing.  [default: 1000]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
+@device_option
 @threads_option
 @as_json
 def command(config: Path | None, lrs: str, scales: str | None, as_json: bool, **flags: Any) -> None:

@@ -83,7 +83,9 @@ def pairs(
 @click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
 @click.option("--eps", type=float, help="Perturbation scale.  [default: the method's]")
 @click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
-@click.option("--samples", type=int, help="Directions per step, of es.  [default: 8]")
+@click.option(
+    "--samples", type=int, help="Directions per step, where several.  [default: the method's]"
+)
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--keep", help=f"{', '.join(KEEP)}: the weights to save.  [default: last]")

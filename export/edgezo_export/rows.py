@@ -23,7 +23,7 @@ def works_by_row(node: ir.Node) -> bool:
         return rank(node.inputs[1]) == 2 and not is_rows(node.inputs[1])
     if node.op_type == "Gemm":
         return not node.attributes.get_int("transA", 0)
-    if node.op_type == "LayerNormalization":
+    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization"):
         return node.attributes.get_int("axis", -1) == -1
     if node.op_type == "ReduceMean":
         axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] else None

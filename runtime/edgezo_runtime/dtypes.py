@@ -70,6 +70,6 @@ def to_float32(values: np.ndarray, dtype: Dtype) -> np.ndarray:
 def from_float32(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     """Returns float32 `values` in storage of `dtype`, rounded to nearest, ties to even."""
     if dtype == BFLOAT16:
-        bits = np.ascontiguousarray(values).view(np.uint32)
+        bits = values.astype(np.float32, order="C", copy=False).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(values.astype(dtype.storage))
+    return values.astype(dtype.storage, order="C")

@@ -29,15 +29,12 @@ def layers_of(parameters: Sequence[Parameter]) -> tuple[list[list[int]], list[in
     return list(layers.values()), [place for place, key in enumerate(keys) if key is None]
 
 
-def ranges_of(
-    places: Iterable[int], parameters: Sequence[Parameter], offsets: Sequence[int], size: int
-) -> Ranges:
+def ranges_of(places: Iterable[int], offsets: Sequence[int], size: int) -> Ranges:
     """Returns the parts of the index space that some parameters take; neighbours are joined.
 
     Args:
-        places: which of `parameters`.
-        parameters: all of an arena, in its order.
-        offsets: of each, in the index space.
+        places: which of the arena's parameters.
+        offsets: of each parameter, in the index space.
         size: of the index space.
     """
     ends = [*offsets[1:], size]

@@ -287,7 +287,7 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "negative lr": (("--lr", -1e-3), ("lr is -0.001",)),
     "lr NaN": (("--lr", "nan"), ("lr is nan",)),
     "lr infinite": (("--lr", "inf"), ("lr is inf",)),
-    "lr is no number": (("--lr", "fast"), ("--lr", "fast")),
+    "lr is no number": (("--lr", "fast"), ("lr", "fast", "a number or auto")),
     "eps zero": (("--eps", 0), ("eps is 0",)),
     "weight decay": (("--weight-decay", -1), ("weight decay is -1",)),
     "negative seed": (("--seed", -1), ("seed is -1",)),

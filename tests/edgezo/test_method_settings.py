@@ -76,6 +76,7 @@ def test_an_option_of_the_method_is_no_setting_of_the_adapter(
         (("--set", "colour=red"), ("method mezo has no setting 'colour'", "median_clip")),
         (("--set", "rank"), ("--set rank sets nothing", "NAME=VALUE")),
         (("--set", "eps=0"), ("eps is '0'", "above 0")),
+        (("--set", "seed=1"), ("method mezo has no setting 'seed'",)),
         (("--samples", 4), ("method mezo has no setting 'samples'",)),
         (("--method", "adamw"), ("'adamw' is unknown", "zo-adam")),
         (("--lr", "some"), ("lr", "'some'", "a number or auto")),
@@ -98,6 +99,8 @@ def test_finding_a_rate_leaves_no_trace(tiny_bundle: Path, data: Path) -> None:
     tuner = edgezo.Tuner(model, method="sparse-mezo", options={"sparsity": 0.5}, probe=probe)
     assert all((view == before[name]).all() for name, view in model.arena.views.items())
     assert tuner.step(probe[0]).lr == pytest.approx(tuner.header["probe"]["lr"])
+    with pytest.raises(InputError, match="give one of them"):
+        edgezo.Tuner(model, lr=1e-3, probe=probe)
     with pytest.raises(InputError, match="load the bundle again"):
         edgezo.Tuner(model, probe=probe)
 

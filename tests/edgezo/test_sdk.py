@@ -367,7 +367,8 @@ def test_flags_override_the_file_which_overrides_the_defaults(
     assert (settings.seed, settings.schedule, settings.eps) == (2**64 - 1, "cosine", None)
     succeed("train", "--config", config, "--steps", 3, "--schedule", "cosine", "--threads", 1)
     kept = RunFolder(tmp_path / "run").read_settings()
-    expected = settings.to_dict() | {"threads": 1, "eps": 1e-3}
+    options = {"median_clip": 0.0, "distribution": "binomial"}
+    expected = settings.to_dict() | {"threads": 1, "eps": 1e-3, "options": options}
     assert kept == expected
     header = journal.read(tmp_path / "run" / "journal.ezj").header
     assert header["seed"] == 2**64 - 1

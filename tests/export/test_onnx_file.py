@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from foreign_files import (
+    LOOP,
+    SCAN,
     SOFTMAX,
     SOFTMAX_IN_PIECES,
     branching,
@@ -120,6 +122,27 @@ def test_weights_inside_branches(tmp_path: Path) -> None:
         before = model.loss(batch)
         model.arena.views[name][...] += 1
         assert model.loss(batch) != before
+
+
+@pytest.mark.parametrize(("text", "shape"), [(LOOP, (2, 4)), (SCAN, (2, 5, 4))])
+def test_weights_inside_bodies(tmp_path: Path, text: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> dict[str, np.ndarray]:
+        sizes = {"inner": (4, 4), "head": (4, 3)}
+        return {n: rng.normal(size=size).astype(np.float32) for n, size in sizes.items()}
+
+    path = save(with_weights(text, draw()), tmp_path / "model.onnx")
+    exported = onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+    assert {w.name for w in exported.weights if w.trainable} == {"inner", "head"}
+    model = load(tmp_path / "b.edgezo", threads=1)
+    others = draw()
+    for name, view in model.arena.views.items():
+        view[...] = others[name]
+    changed = save(with_weights(text, others), tmp_path / "changed.onnx")
+    feeds = {"x": rng.normal(size=shape).astype(np.float32)}
+    batch = ArrayBatch(feeds, np.zeros((2, 3), np.float32), RowLoss())
+    np.testing.assert_allclose(model.forward(batch)["out"], plain(changed, feeds), atol=1e-6)
 
 
 def test_a_batch_of_one_becomes_free(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_the_prefix_runs_again_for_other_inputs_only(
     session = model._session
     assert session._prefix is not None
     run = session._prefix.run
-    monkeypatch.setattr(session._prefix, "run", lambda *given: ran.append(1) or run(*given))
+    monkeypatch.setattr(session._prefix, "run", lambda *a, **k: ran.append(1) or run(*a, **k))
     given = batch()
 
     def forward(**changed: np.ndarray) -> np.ndarray:

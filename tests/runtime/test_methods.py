@@ -281,12 +281,12 @@ def test_directions_are_unbiased(name: str) -> None:
     method = short(name, arena)
     method.prepare(1)
     a = flat.target
-    steps = 600
+    steps = 300
     zs = np.array([flat.dense(method.direction(number)) for number in range(1, steps + 1)])
     moved = (zs != 0).mean(0)
     share = moved / 1 if name in ("block", "lezo", "sparse-random") else np.sign(moved)
     mean = (zs * (zs @ a)[:, None]).mean(0)
-    assert float(mean @ a) / float((share * a) @ a) == pytest.approx(1, abs=0.35)
+    assert float(mean @ a) / float((share * a) @ a) == pytest.approx(1, abs=0.5)
     wrong = np.linalg.norm(mean - share * a) / np.linalg.norm(share * a)
     assert wrong < 2.5 * (flat.inside.sum() / steps) ** 0.5
     mean_square = (zs**2).sum() / (zs != 0).sum()
@@ -418,10 +418,10 @@ def test_it_minimises_at_the_rate_that_is_found(name: str) -> None:
     fill(arena)
     method = make(name, arena, 3, chosen)
     first = loss()
-    for number in range(1, 800 // method.forwards):
+    for number in range(1, 480 // method.forwards):
         method.step(number, loss, np.float32(found.lr))
     arena.settle()
-    assert loss() < 0.75 * first
+    assert loss() < 0.85 * first
 
 
 def bundle_with(folder: Path) -> Path:

@@ -77,7 +77,7 @@ def test_the_losses_are_taken_at_plus_and_minus_eps() -> None:
         seen.append({n: v.copy() for n, v in arena.views.items()})
         return [2.0, 1.0][len(seen) - 1]
 
-    estimate = Mezo(arena, seed=1, eps=0.5).step(4, loss, np.float32(0))
+    estimate = Mezo(arena, 1, eps=0.5).step(4, loss, np.float32(0))
     z = oracle_direction(arena, 1, 4)
     for name in z:
         assert np.allclose(seen[0][name], before[name] + 0.5 * z[name], atol=1e-6)
@@ -155,20 +155,20 @@ def test_replay_gives_the_same_bits(
 )
 def test_a_slope_that_is_not_finite_skips_the_update(losses: list[float]) -> None:
     arena, copy = make_arena(SPECS), make_arena(SPECS)
-    method = Mezo(arena, seed=1, eps=1e-3, weight_decay=0.5)
+    method = Mezo(arena, 1, eps=1e-3, weight_decay=0.5)
     estimate = method.step(1, scripted(losses), LR)
     assert estimate.record == Record((np.float32(0),), LR, SKIPPED)
     arena.settle()
     for name, view in arena.views.items():
         assert np.abs(view - copy.views[name]).max() < 1e-6
-    Mezo(copy, seed=1, eps=1e-3, weight_decay=0.5).replay(1, estimate.record)
+    Mezo(copy, 1, eps=1e-3, weight_decay=0.5).replay(1, estimate.record)
     assert contents(arena) == contents(copy)
 
 
 def test_an_update_that_is_not_finite_is_skipped() -> None:
     """A finite slope times a large rate may overflow; that would lose every weight."""
     arena = make_arena(SPECS)
-    estimate = Mezo(arena, seed=1).step(1, scripted([1e34, 0]), np.float32(1e10))
+    estimate = Mezo(arena, 1).step(1, scripted([1e34, 0]), np.float32(1e10))
     assert estimate.record.skipped
     arena.settle()
     assert arena.nonfinite() is None
@@ -191,7 +191,7 @@ def drifting(weights: np.ndarray, eps: float) -> Iterator[np.ndarray]:
 def test_the_drift_of_20_000_steps_is_below_one_per_cent() -> None:
     arena = make_arena((("w", (16, 16), "float32"),), scale=0.05)
     start = arena.views["w"].reshape(-1).copy()
-    method = Mezo(arena, seed=0, eps=1e-3)
+    method = Mezo(arena, 0, eps=1e-3)
     model = drifting(start, 1e-3)
     for step in range(1, 31):
         method.step(step, lambda: 1.0, np.float32(0))

@@ -19,7 +19,7 @@ from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
 _CHUNK_BYTES = 8192  # that a CUDA block sweeps
-_UPDATED = 1 << 22  # elements that an update takes at once
+_UPDATED = 1 << 20  # elements that an update takes at once
 _MARGIN = 64  # bytes that a kernel may read past a window's end
 CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 _TERM = np.dtype(
@@ -36,6 +36,7 @@ _TERM = np.dtype(
         ("pad", "<u4"),
     ]
 )
+_TERMS = np.dtype([("term", _TERM, Sweeper.most_terms)])
 
 
 class CudaSweeper(Sweeper):
@@ -72,8 +73,8 @@ class CudaSweeper(Sweeper):
             update_with(_cupy(), self._placed, rule, directions, decay, _UPDATED)
 
     def _launch(self, terms: Sequence[Term]) -> None:
-        packed = np.zeros(self.most_terms, _TERM)
-        for row, term in zip(packed, terms, strict=False):
+        packed = np.zeros(1, _TERMS)  # one value: CuPy passes no others by value
+        for row, term in zip(packed["term"][0], terms, strict=False):
             pack(row, term)
         with self._stream:
             for dtype, (table, count) in self._chunks.items():

@@ -50,6 +50,19 @@ __device__ __forceinline__ uint2 draw(const Term& term, u32 block) {
     return make_uint2(c0, c1);
 }
 
+// PTX, since compilers may be told to flush subnormals or to contract.
+__device__ __forceinline__ float add(float a, float b) {
+    float sum;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
+    return sum;
+}
+
+__device__ __forceinline__ float mul(float a, float b) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
+    return product;
+}
+
 template <int DTYPE> struct Storage;
 template <> struct Storage<1> {  // float32
     typedef u32 Word;
@@ -120,10 +133,10 @@ __device__ __forceinline__ void sweep(u8* buffer, const Chunk* chunks, const Ter
             const float unit = terms[t].unit;
 #pragma unroll
             for (int i = 0; i < LANES; ++i) {
-                const float value = __fmul_rn(__fmul_rn((float)noise.counts[i], unit), scale);
+                const float value = mul(mul((float)noise.counts[i], unit), scale);
                 float w = Storage<DTYPE>::widen(held.words[i]);
-                w = __fadd_rn(w, __fmul_rn(sign, value));
-                if (decay != 1.0f) w = __fmul_rn(w, decay);
+                w = add(w, mul(sign, value));
+                if (decay != 1.0f) w = mul(w, decay);
                 held.words[i] = Storage<DTYPE>::round(w);
             }
         }
@@ -134,9 +147,9 @@ __device__ __forceinline__ void sweep(u8* buffer, const Chunk* chunks, const Ter
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
             const float count = (float)windows[t][at];
-            const float value = __fmul_rn(__fmul_rn(count, terms[t].unit), scales[t]);
-            float w = __fadd_rn(Storage<DTYPE>::widen(held), __fmul_rn(signs[t], value));
-            if (decays[t] != 1.0f) w = __fmul_rn(w, decays[t]);
+            const float value = mul(mul(count, terms[t].unit), scales[t]);
+            float w = add(Storage<DTYPE>::widen(held), mul(signs[t], value));
+            if (decays[t] != 1.0f) w = mul(w, decays[t]);
             held = Storage<DTYPE>::round(w);
         }
         weights[at] = held;
@@ -163,6 +176,6 @@ extern "C" __global__ void direction(float* z, u64 first, u64 count, const __gri
     const u64 index = first + at;
     const uint2 words = draw(term, (u32)(index >> BLOCK_BITS));
     const u32 within = (u32)index & ((1u << BLOCK_BITS) - 1u);
-    const float value = __fmul_rn((float)term.pool[(words.x & POOL_MASK) + within], term.unit);
+    const float value = mul((float)term.pool[(words.x & POOL_MASK) + within], term.unit);
     z[at] = words.y & 1u ? -value : value;
 }

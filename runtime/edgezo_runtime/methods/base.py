@@ -98,7 +98,7 @@ class Method(abc.ABC):
     #: The largest slope that the update can take without overflow.
     most: ClassVar[float] = math.inf
 
-    def __init__(self, arena: Arena, seed: int, **settings: Any) -> None:
+    def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
         self.chosen = choose(type(self), f"method {self.name}", settings)
@@ -119,7 +119,7 @@ class Method(abc.ABC):
 
     @property
     def estimates(self) -> int:
-        """How many slopes an update takes the mean of."""
+        """How many slopes an update takes the mean of; a record holds them first."""
         return 1
 
     @property

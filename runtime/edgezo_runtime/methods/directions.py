@@ -44,7 +44,7 @@ class Everywhere(Method):
     def ranges(self, places: list[int]) -> Ranges:
         """Returns the parts of the index space that parameters take, by their places."""
         offsets = list(self.arena.noise_offsets.values())
-        return ranges_of(places, self.arena.parameters, offsets, self.arena.size)
+        return ranges_of(places, offsets, self.arena.size)
 
 
 class RandomLayers(Everywhere):
