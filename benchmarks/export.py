@@ -61,11 +61,11 @@ def peak():
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
 
-before, started = peak(), time.perf_counter()
+before, started, worked = peak(), time.perf_counter(), time.process_time()
 out = checkpoint_to_bundle(Path(sys.argv[1]), Path(sys.argv[2]), via=sys.argv[3])
-seconds = time.perf_counter() - started
+seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
 weights = (out / "model.safetensors").stat().st_size / 1e6
-print(round(seconds, 1), round(peak() - before), round(weights))
+print(round(seconds, 1), round(cpu_seconds, 1), round(peak() - before), round(weights))
 """
 
 
@@ -91,11 +91,12 @@ def measured(name: str, via: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         source, out = f"{scratch}/source", f"{scratch}/b.edgezo"
         _run(_MAKE, architecture, json.dumps(config), source)
-        seconds, peak, weights = map(float, _run(_EXPORT, source, out, via).split())
+        seconds, cpu_seconds, peak, weights = map(float, _run(_EXPORT, source, out, via).split())
     return {
         "shape": name,
         "via": via,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "peak_mb": int(peak),
         "weights_mb": int(weights),
         "copies": round(peak / weights, 2),
