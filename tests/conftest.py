@@ -1,4 +1,4 @@
-"""Bundles of models that are not causal, exported once for all tests."""
+"""What all tests share: their order, and bundles of models that are not causal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from tiny_families import write_checkpoint
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest module first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_shipped_graphs.py")
 
 
 @pytest.fixture(scope="session")

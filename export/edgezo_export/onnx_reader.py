@@ -66,6 +66,8 @@ def read_onnx(path: Path) -> ir.Model:
 
 
 def _check_operators(path: Path, proto: ModelProto) -> None:
+    if not all(isinstance(n.op_type, str) for n in _nodes(proto)):  # bytes, where no UTF-8
+        raise InputError(f"{path} is not a sound ONNX file: an operator's name is no text")
     known = _DOMAINS | {function.domain for function in proto.functions}
     unknown = sorted({f"{n.domain}.{n.op_type}" for n in _nodes(proto) if n.domain not in known})
     if unknown:

@@ -259,7 +259,7 @@ def test_labels_of_a_head(
         ("bert", {"name": "text"}, "text is not for a masked language model.*use masked"),
         ("bert", {"name": "classify"}, "classify is not for a masked language model"),
         ("bert", {"name": "sing"}, 'task is "sing"; use one of masked'),
-        ("t5", {"name": "text"}, "encoder and decoder.*use classify or generate"),
+        ("t5", {"name": "text"}, "encoder and decoder.*use classify or choice or generate"),
         ("t5", {"name": "masked", "form": {"kind": "masked"}}, "has no mask token"),
         ("bert", {"name": "masked", "form": CAUSAL}, "masked is not for a causal language model"),
         ("bert_head", {"label_words": "a,b"}, "takes the head's own labels"),
