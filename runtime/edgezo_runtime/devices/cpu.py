@@ -59,8 +59,6 @@ class CpuDevice(Device):
 
     def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
         options = session_options(self.threads)
-        # A pattern of a batch's shape would lie in memory beside what the first such batch took.
-        options.enable_mem_pattern = False
         # Idle workers would spin on the cores that the sweep needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         add_constants(options, model, constants)
