@@ -85,10 +85,24 @@ def update_with(
         weights = one.weights[index.start - one.offset : index.stop - one.offset]
         dtype = dtypes.named(one.parameter.dtype)
         zs = [draw(index.start, index.stop) for draw in draws]
-        new = rule(xp, index, dtypes.to_float32(weights, dtype), *zs)
-        if one.decays and decay != 1:
-            new = new * decay
-        weights[...] = dtypes.from_float32(new, dtype)
+        apply_rule(xp, rule, index, weights, dtype, zs, decay if one.decays else ONE)
+
+
+def apply_rule(
+    xp: Any,
+    rule: Rule,
+    index: slice,
+    weights: Any,
+    dtype: dtypes.Dtype,
+    zs: Sequence[Any],
+    decay: np.float32,
+) -> None:
+    """Replaces one piece of `weights` by what `rule` makes of it, times `decay`."""
+    wide = weights if dtype == dtypes.FLOAT32 else dtypes.to_float32(weights, dtype)
+    new = rule(xp, index, wide, *zs)
+    if decay != 1:
+        new = new * decay
+    weights[...] = dtypes.from_float32(new, dtype)
 
 
 def _parts(

@@ -14,7 +14,7 @@ import numpy as np
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.kernels import Call, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction, Values
-from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term
+from edgezo_runtime.sweep import ONE, Placed, Rule, Sweeper, Term, apply_rule
 
 Ranges = tuple[tuple[int, int], ...] | None
 _KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
@@ -79,13 +79,8 @@ class CpuSweeper(Sweeper):
             for piece in (piece for group in shard for piece in group.pieces):
                 index = piece.index
                 zs = [draw(index.start, index.stop) for draw in draws]
-                weights = piece.weights
-                if piece.dtype != dtypes.FLOAT32:
-                    weights = dtypes.to_float32(weights, piece.dtype)
-                new = rule(np, index, weights, *zs)
-                if piece.decays and decay != 1:
-                    new = new * decay
-                piece.weights[...] = dtypes.from_float32(new, piece.dtype)
+                fading = decay if piece.decays else ONE
+                apply_rule(np, rule, index, piece.weights, piece.dtype, zs, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
 

@@ -168,14 +168,3 @@ struct Terms { Term term[MOST_TERMS]; };
 KERNELS(float32, 1)
 KERNELS(float16, 10)
 KERNELS(bfloat16, 16)
-
-// z itself, for rules that are not sums: (count,) float32 from index `first` on.
-extern "C" __global__ void direction(float* z, u64 first, u64 count, const __grid_constant__ Term term) {
-    const u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= count) return;
-    const u64 index = first + at;
-    const uint2 words = draw(term, (u32)(index >> BLOCK_BITS));
-    const u32 within = (u32)index & ((1u << BLOCK_BITS) - 1u);
-    const float value = mul((float)term.pool[(words.x & POOL_MASK) + within], term.unit);
-    z[at] = words.y & 1u ? -value : value;
-}

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.first_order.state import State, matrix_shape
+from edgezo_runtime.power import power
 
 _CHUNK = 1 << 16  # elements; a chunk of weights, gradient and state stays in the cache
 _BURST = 1 << 22  # elements after which a state on disk leaves the memory
@@ -255,17 +256,6 @@ def square_sum(array: np.ndarray) -> float:
 
 def _rms(array: np.ndarray) -> float:
     return float(np.sqrt(square_sum(array) / array.size))
-
-
-def power(base: float, exponent: int) -> float:
-    """Returns ``base ** exponent`` by repeated multiplication: the same bits everywhere."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
 
 
 RULES: Mapping[str, type[Rule]] = {

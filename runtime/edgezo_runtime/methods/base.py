@@ -228,14 +228,3 @@ def check_float32(arena: Arena) -> None:
                 f"{parameter.name} is {parameter.dtype}: perturbing 16-bit weights in place "
                 "adds up rounding errors; export the model as float32 to tune it"
             )
-
-
-def power(base: float, exponent: int) -> float:
-    """Returns ``base ** exponent`` by repeated multiplication: the same bits everywhere."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime.methods.base import Probe, Slope, power
+from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
 from edgezo_runtime.methods.estimators import TwoPoint, step_size
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.rules import LARGEST_SQUARE, Stateful
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.power import power
 from edgezo_runtime.sweep import Rule
 
 

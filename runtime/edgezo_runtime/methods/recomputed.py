@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.arena import Term
-from edgezo_runtime.methods.base import Method, Probe, Slope, power
+from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.directions import Everywhere
 from edgezo_runtime.methods.estimators import TwoPoint
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.rules import LARGEST_SQUARE
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.power import power
 
 
 class _Recomputed(Method):

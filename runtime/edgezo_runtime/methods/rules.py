@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.arena import Term
-from edgezo_runtime.methods.base import Method, Probe, Slope, power
+from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.methods.walk import Walk
+from edgezo_runtime.power import power
 from edgezo_runtime.sweep import ONE, Rule
 
 LARGEST_SQUARE = 1e18  # slopes below it, times z, have squares in float32
