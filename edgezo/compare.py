@@ -277,10 +277,10 @@ def _untuned(run: Run, shots: int) -> dict[str, Any]:
 
 
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
-    steps = [line for line in result.run.read_metrics() if "loss" in line]
+    lines = [line for line in result.run.read_metrics() if "forwards" in line]
     family = getattr(METHODS[run.settings.method], "family", "forward-only")
-    seconds = sum(line["seconds"] for line in steps)
-    forwards = sum(line["forwards"] for line in steps)
+    seconds = sum(line["seconds"] for line in lines)
+    forwards = sum(line["forwards"] for line in lines)
     found = _fields(run, family, result.examples, forwards, seconds)
     found["settings"] = _compared(result.run.read_settings())
     metrics = result.metrics.to_json() if result.metrics else {}

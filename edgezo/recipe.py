@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgezo.settings import RunSettings, Settings
+from edgezo.settings import BASE, RunSettings, Settings
 from edgezo_runtime.bundle import Manifest, open_bundle
 from edgezo_runtime.select import ADAPTERS, FULL, SCALES, UPPER, blocks, select
 
@@ -23,11 +23,12 @@ class Recipe:
     eps: float | None = None
     lr: float | None = None
     steps: int = 1000
+    start: str = BASE
 
 
 #: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
 _RECIPES: Mapping[str, Recipe] = {
-    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=7e-3, steps=300),
+    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=7e-3, steps=300, start="auto"),
     SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300),
     FULL: Recipe(eps=1e-3, lr=2e-5),
     "lora": Recipe(eps=1e-2, lr=1e-3),
@@ -38,7 +39,7 @@ _RECIPES: Mapping[str, Recipe] = {
     "bitfit": Recipe(),
     _ARRAYS: Recipe(),
 }
-_TOLD = ("method", "samples", "eps", "lr", "tune", "steps")
+_TOLD = ("method", "samples", "eps", "lr", "tune", "steps", "start")
 
 
 def recipe_for(manifest: Manifest, tune: str) -> Recipe:

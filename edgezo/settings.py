@@ -14,6 +14,8 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.select import ADAPTERS, FULL
 
 KEEP = ("last", "best")
+BASE, PROBE = "base", "probe"
+START = (BASE, PROBE, "auto")
 METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
 AUTO = "auto"
 ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
@@ -46,6 +48,8 @@ class Settings:
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
+        start: ``"base"``; ``"probe"``: the label words' rows of the vocabulary are first fitted
+            on the base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be.
         objective: what a step lowers; see `edgezo.objectives.batch_maker`.
         max_tokens: longest answer, where the objective judges generated text.
         method: a name from `edgezo methods`; None: the recipe's, with its settings.
@@ -86,6 +90,7 @@ class Settings:
     target: tuple[str, ...] | None = None
     rslora: bool | None = None
     virtual_tokens: int | None = None
+    start: str | None = None
     objective: str = "loss"
     max_tokens: int = 32
     method: str | None = None
@@ -123,6 +128,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
+        if self.start is not None and self.start not in START:
+            raise InputError(f"start is {self.start!r}; use {' or '.join(START)}")
         if self.keep not in KEEP:
             raise InputError(f"keep is {self.keep!r}; use {' or '.join(KEEP)}")
         if self.keep == "best" and not (self.eval_every and (self.eval_data or self.eval_examples)):
@@ -183,6 +190,7 @@ class RunSettings(Settings):
     tune: str = FULL
     method: str = "mezo"
     steps: int = 1000
+    start: str = BASE
 
 
 def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,9 +13,10 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
+from edgezo.head_start import HeadStart, can_start, fit_head
 from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import ADAPTER_SETTINGS, AUTO, RunSettings, Settings
+from edgezo.settings import ADAPTER_SETTINGS, AUTO, BASE, PROBE, RunSettings, Settings
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
@@ -85,7 +86,9 @@ def train(
             "cannot be replayed: leave --keep out"
         )
     data = prepare(model, settings)
-    resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
+    head = _head_start(model, data, settings)
+    resolved = settings.to_dict() | {"start": PROBE if head else BASE}
+    resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
     resolved["data"] = str(Path(settings.data).resolve())
@@ -109,7 +112,16 @@ def train(
         notes=data.notes,
         settings=resolved,
     )
-    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
+    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback(), head)
+
+
+def _head_start(model: Model, data: TrainingData, settings: RunSettings) -> HeadStart | None:
+    """Gives the label words' rows the values that a regression finds, if the settings say so."""
+    if settings.start == BASE or (settings.start == AUTO and not can_start(model, data.task)):
+        return None
+    head = fit_head(model, data.task, data.train, settings.batch_size)
+    model.begin_at(head.start)
+    return head
 
 
 def _first_batches(data: TrainingData, settings: RunSettings) -> list[BaseBatch]:
@@ -155,6 +167,7 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
         "tune": header["tune"],
         "method": header["method"],
         "seed": header["seed"],
+        "start": PROBE if header.get("start") else BASE,
         **header["lr"],
         **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
         "options": settings.options
@@ -194,7 +207,12 @@ def _batches(
 
 
 def _loop(
-    tuner: Tuner, run: RunFolder, settings: RunSettings, data: TrainingData, callback: Callback
+    tuner: Tuner,
+    run: RunFolder,
+    settings: RunSettings,
+    data: TrainingData,
+    callback: Callback,
+    head: HeadStart | None = None,
 ) -> Result:
     batches = _batches(data, settings)
     metrics: Metrics | None = None
@@ -215,6 +233,9 @@ def _loop(
         return found
 
     try:
+        if head:
+            seconds = round(head.seconds, 4)
+            metrics_file.write(step=0, start=PROBE, forwards=head.forwards, seconds=seconds)
         if tuner.step_index < settings.steps and _due(tuner.step_index, settings.eval_every):
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:

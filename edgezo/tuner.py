@@ -159,6 +159,8 @@ class Tuner:
         if adapter:
             first = adapter_init.digest(model.weights.first)
             header |= {"adapter": dict(adapter), "adapter_init": first}
+        if model.weights.start:
+            header["start"] = model.weights.start.describe()
         if run is None:
             self._tuning = Tuning(model.weights, MemoryJournal(header))
         else:
@@ -170,8 +172,7 @@ class Tuner:
                 named = {n: chosen.pop(n) for n in METHOD_SETTINGS if n in chosen}
                 resolved |= named | {"lr": rate, "options": chosen}
             folder.write_settings(resolved)
-            if adapter:
-                adapter_init.write(folder.path, model.weights.first)
+            _write_beginning(folder, model)
             writer = JournalWriter(folder.journal, header)
             folder.tidy()
             self._tuning = Tuning(model.weights, writer, folder.path)
@@ -193,6 +194,8 @@ class Tuner:
         try:
             check_header(writer.header, model.weights)
             begin_as(writer.header, model.weights, folder.path)
+            if model.weights.start:
+                model.bind()
             folder.tidy()
             self = cls.__new__(cls)
             self.model = model
@@ -295,8 +298,7 @@ class Tuner:
             if not _begins(folder, recorder):
                 folder = RunFolder.create(run)
             folder.write_settings(_own_settings(self.model))
-            if self.model.bundle.manifest.adapter:
-                adapter_init.write(folder.path, self.model.weights.first)
+            _write_beginning(folder, self.model)
             _write_journal(folder.journal, recorder)
         if at_step is not None:
             self._tuning.rewind(at_step)
@@ -321,6 +323,14 @@ def _own_settings(model: Model) -> dict[str, Any]:
         "tune": model.weights.tune,
         "threads": model.device.threads,
     }
+
+
+def _write_beginning(folder: RunFolder, model: Model) -> None:
+    """Writes what the run begins with, where that is not its base alone."""
+    if model.bundle.manifest.adapter:
+        adapter_init.write(folder.path, model.weights.first)
+    if model.weights.start:
+        model.weights.start.write(folder.path)
 
 
 def _begins(folder: RunFolder, recorder: MemoryJournal | Any) -> bool:

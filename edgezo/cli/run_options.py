@@ -65,6 +65,11 @@ _OPTIONS: dict[str, Decorator] = {
     "label_words": label_words_option,
     "tune": _option("--tune", help=f"{_WHAT}, or patterns of names.  [default: by the model]"),
     "adapter": adapter_options,
+    "start": _option(
+        "--start",
+        help="base, probe (first fit the label words on the base's features), or auto.  "
+        "[default: the recipe's; of a method base]",
+    ),
     "objective": _option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]"),
     "max_tokens": _option("--max-tokens", type=int, help="Longest answer to judge.  [default: 32]"),
     "method": _option("--method", help=f"{', '.join(METHODS)}.  [default: a recipe for the model]"),
