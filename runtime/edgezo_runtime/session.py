@@ -51,7 +51,7 @@ class Session:
             model = with_integers(bundle)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._boundary = parts.boundary if parts else ()
-            self._prefix = device.part(parts.prefix, constants) if parts else None
+            self._prefix = device.part(parts.prefix, constants, often=False) if parts else None
             self._suffix = device.part(parts.suffix if parts else model, constants)
         except Exception as error:
             if device.name == "cpu" and any(p.dtype == "bfloat16" for p in parameters):

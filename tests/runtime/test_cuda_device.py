@@ -150,6 +150,5 @@ def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
         check_recorded_runs(model, load(bundle, tune=tune))
         parts = model._session._parts
         assert len(parts) == 1 + (tune != "full")
-        for part in parts:
-            assert isinstance(part, RecordedPart)
-            assert len(part._recordings) == 3
+        assert isinstance(parts[-1], RecordedPart)
+        assert len(parts[-1]._recordings) == 3

@@ -66,8 +66,13 @@ class Device(abc.ABC):
             constants: values of initializers that lie in no file, OrtValues by name.
         """
 
-    def part(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Part:
-        """Returns the graph of the ONNX file `model`, ready to run; see `open_session`."""
+    def part(
+        self, model: bytes, constants: Mapping[str, Any] | None = None, often: bool = True
+    ) -> Part:
+        """Returns the graph of the ONNX file `model`, ready to run; see `open_session`.
+
+        `often` says whether it pays to prepare for runs of the same shapes.
+        """
         return Part(self, self.open_session(model, constants))
 
     @abc.abstractmethod

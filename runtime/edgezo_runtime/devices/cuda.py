@@ -107,8 +107,10 @@ class CudaDevice(Device):
     def sweeper(self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any]) -> CudaSweeper:
         return CudaSweeper(placed, buffers, self.stream)
 
-    def part(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Part:
-        if not wire.op_types(model) & _UNRECORDED:
+    def part(
+        self, model: bytes, constants: Mapping[str, Any] | None = None, often: bool = True
+    ) -> Part:
+        if often and not wire.op_types(model) & _UNRECORDED:
             try:
                 return RecordedPart(self, self._open(model, constants, {"enable_cuda_graph": "1"}))
             except Exception as error:

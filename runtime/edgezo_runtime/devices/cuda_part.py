@@ -56,31 +56,31 @@ class RecordedPart(Part):
         self._held: dict[str, Any] = {}
         self._seen: set[_Shapes] = set()
         self._recordings: dict[_Shapes, _Recording] = {}
-        self._plain = _options(_PLAIN)
+        self._most = MOST_RECORDINGS
+        self._plain = _options(_PLAIN, wait=True)
 
     def hold(self, name: str, value: Any) -> None:
         if name in self.inputs:
-            self._held[name] = value
+            self._held[name] = self._device.adopt(value, _TYPES[value.data_type()])
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
     ) -> list[Any]:
+        assert not stay
         feeds = {name: array for name, array in feeds.items() if name in self.inputs}
         feeds |= self._held
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         recording = self._recordings.get(shapes)
         if recording is None:
             values = self._run_plainly(feeds, outputs)
-            if shapes in self._seen and len(self._recordings) < MOST_RECORDINGS:
-                self._recordings[shapes] = self._record(feeds, values)
+            if shapes in self._seen and len(self._recordings) < self._most:
+                self._try_to_record(shapes, feeds, values)
             self._seen.add(shapes)
         else:
             for name, buffer in recording.inputs.items():
                 self._device.fill(buffer, feeds[name])
             self._session.run_with_iobinding(recording.binding, recording.options)
             values = recording.outputs
-        if stay:
-            return [values[name] for name in outputs]
         return [self._device.host(values[name]) for name in outputs]
 
     def _run_plainly(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
@@ -97,6 +97,16 @@ class RecordedPart(Part):
             name: self._device.adopt(value, _TYPES[value.data_type()]) for name, value in values
         }
 
+    def _try_to_record(
+        self, shapes: _Shapes, feeds: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> None:
+        try:
+            self._recordings[shapes] = self._record(feeds, values)
+        except Exception as error:
+            if "capture" not in str(error):
+                raise
+            self._most = 0  # a kernel copies to or from the host: all runs stay ordinary ones
+
     def _record(self, feeds: Mapping[str, Any], values: Mapping[str, Any]) -> _Recording:
         """Records a run whose outputs have the shapes of `values`; it is run besides."""
         device = self._device
@@ -110,17 +120,18 @@ class RecordedPart(Part):
             self._bind(binding.bind_input, name, inputs[name])
         for name, array in outputs.items():
             self._bind(binding.bind_output, name, array)
-        options = _options(str(len(self._recordings) + 1))
-        self._session.run_with_iobinding(binding, options)
-        return _Recording(binding, options, inputs, outputs)
+        name = str(len(self._recordings) + 1)
+        # Waits: the run before must have given its buffers back, as none can be had while recording.
+        self._session.run_with_iobinding(binding, _options(name, wait=True))
+        return _Recording(binding, _options(name), inputs, outputs)
 
     def _bind(self, bind: Any, name: str, array: Any) -> None:
         bind(name, *self._device.place, array.dtype, array.shape, array.data.ptr)
 
 
-def _options(recording: str) -> Any:
+def _options(recording: str, wait: bool = False) -> Any:
     options = onnxruntime().RunOptions()
     options.add_run_config_entry("gpu_graph_id", recording)
-    # The card's stream orders everything; only who reads an output waits for it.
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    if not wait:  # the card's stream orders everything; who reads an output waits for it
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options
