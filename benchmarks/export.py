@@ -1,8 +1,9 @@
 """Seconds and peak memory of exports, over checkpoints of realistic shapes with random weights.
 
-python benchmarks/export.py [--shape NAME] [--via torch|optimum] [--record]
+python benchmarks/export.py [--shape NAME] [--record]
 
-Each export runs in a process of its own. Prints JSON; memory is the largest resident size, mapped
+Each export runs in a process of its own. Prints JSON, and with --record writes it to the results
+and as a table to docs/export.md; memory is the largest resident size, mapped
 files included, in MB of a million bytes, without what Python and its packages took before.
 """
 
@@ -12,10 +13,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
-from recording import record
+from recording import FOLDER, record
+
+from edgezo_runtime.files import write_text
 
 SHAPES = {
     "smollm2-135m": (
@@ -32,28 +36,44 @@ SHAPES = {
         },
     ),
     "opt-125m": ("OPTForCausalLM", {}),  # transformers' defaults
+    "gpt2": ("GPT2LMHeadModel", {}),
     "bert-base": ("BertForMaskedLM", {}),
+    "t5-small": ("T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
 }
+#: A shape and what `edgezo export` is told.
 WAYS = (
-    ("opt-125m", "torch"),
-    ("opt-125m", "optimum"),
-    ("bert-base", "torch"),
-    ("smollm2-135m", "torch"),
-    ("smollm2-135m", "optimum"),
+    ("smollm2-135m", "--via torch"),
+    ("smollm2-135m", "--via optimum"),
+    ("smollm2-135m", "--via torch --tune lora"),
+    ("smollm2-135m", "--via torch --tune prefix"),
+    ("smollm2-135m", "--via torch --tune prompt"),
+    ("smollm2-135m", "--via torch --quantize int4"),
+    ("smollm2-135m", "--via torch --quantize int8"),
+    ("opt-125m", "--via torch"),
+    ("opt-125m", "--via optimum"),
+    ("gpt2", "--via torch"),
+    ("gpt2", "--via optimum"),
+    ("bert-base", "--via torch"),
+    ("t5-small", "--via torch"),
 )
+PAGE = FOLDER.parent / "docs" / "export.md"
+#: What stands around the table in the page.
+MARKS = ("<!-- the table of benchmarks/export.py -->\n", "<!-- its end -->\n")
 _MAKE = """
-import sys, transformers
+import json, sys, transformers
 name, config, out = sys.argv[1:]
 cls = getattr(transformers, name)
-import json
 cls(cls.config_class(**json.loads(config))).save_pretrained(out)
 """
 _EXPORT = """
-import resource, sys, time
+import logging, resource, sys, time
 from pathlib import Path
-from edgezo_export.huggingface import checkpoint_to_bundle
+import edgezo_export.adapters.base, edgezo_export.huggingface, edgezo_export.quantize
+from edgezo.cli import cli
 from edgezo_export.quiet import quiet
-if sys.argv[3] == "optimum":
+logging.getLogger().setLevel("WARNING")  # the quantiser's import sets it to INFO
+source, out, *flags = sys.argv[1:]
+if "optimum" in flags:
     with quiet():
         import optimum.exporters.onnx
 
@@ -62,45 +82,59 @@ def peak():
     return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
 
 before, started, worked = peak(), time.perf_counter(), time.process_time()
-out = checkpoint_to_bundle(Path(sys.argv[1]), Path(sys.argv[2]), via=sys.argv[3])
+cli(["export", source, "--out", out, *flags], standalone_mode=False)
 seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
-weights = (out / "model.safetensors").stat().st_size / 1e6
-print(round(seconds, 1), round(cpu_seconds, 1), round(peak() - before), round(weights))
+print(round(seconds, 1), round(cpu_seconds, 1), round(peak() - before))
 """
 
 
 @click.command()
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="[default: all]")
-@click.option("--via", type=click.Choice(["torch", "optimum"]), help="[default: both]")
-@click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/export.json.")
-def main(shape: str | None, via: str | None, keep: bool) -> None:
+@click.option("--record", "keep", is_flag=True, help="Write results/export.json and the docs.")
+def main(shape: str | None, keep: bool) -> None:
     """Measure what exports take."""
     results = []
-    for name, way in WAYS:
-        if shape in (None, name) and via in (None, way):
-            results.append(measured(name, way))
+    for name, flags in WAYS:
+        if shape in (None, name):
+            results.append(measured(name, flags))
             click.echo(json.dumps(results[-1]), err=True)
     if keep:
         record("export", results, ("torch", "transformers", "optimum-onnx", "onnxscript"))
+        put_table(results)
     click.echo(json.dumps(results))
 
 
-def measured(name: str, via: str) -> dict[str, Any]:
+def measured(name: str, flags: str) -> dict[str, Any]:
     """Returns the seconds and the memory of one export."""
     architecture, config = SHAPES[name]
     with tempfile.TemporaryDirectory() as scratch:
         source, out = f"{scratch}/source", f"{scratch}/b.edgezo"
         _run(_MAKE, architecture, json.dumps(config), source)
-        seconds, cpu_seconds, peak, weights = map(float, _run(_EXPORT, source, out, via).split())
+        checkpoint = (Path(source) / "model.safetensors").stat().st_size / 1e6
+        seconds, cpu_seconds, peak = map(float, _run(_EXPORT, source, out, *flags.split()).split())
     return {
         "shape": name,
-        "via": via,
+        "flags": flags,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_mb": int(peak),
-        "weights_mb": int(weights),
-        "copies": round(peak / weights, 2),
+        "checkpoint_mb": round(checkpoint),
+        "copies": round(peak / checkpoint, 2),
     }
+
+
+def put_table(results: list[dict[str, Any]]) -> None:
+    """Writes `results` between the marks of docs/export.md."""
+    lines = [
+        "| shape | checkpoint | `edgezo export` | seconds | growth | copies |",
+        "|---|---|---|---|---|---|",
+    ]
+    row = "| {shape} | {checkpoint_mb} MB | `{flags}` | {seconds:.0f} | {peak_mb} MB | {copies} |"
+    lines += [row.format(**result) for result in results]
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    table = "\n".join(lines) + "\n"
+    write_text(PAGE, before + MARKS[0] + table + MARKS[1] + after)
 
 
 def _run(program: str, *arguments: str) -> str:

@@ -68,7 +68,7 @@ def fitted_prompts(
     Raises:
         InputError: there is no room, or a row is wrong.
     """
-    room = task.context_length - max_tokens
+    room = task.answers.room(task.context_length, max_tokens)
     if room < 1:
         raise InputError(
             f"answers of {max_tokens} tokens leave no room for a prompt in a context of "
@@ -76,7 +76,13 @@ def fitted_prompts(
         )
     return [
         fit(
-            task.template, task.template.values(row, place), task.tokenizer, room, place, "end"
+            task.template,
+            task.template.values(row, place),
+            task.tokenizer,
+            room,
+            place,
+            "end",
+            encode=task.answers.encode_prompt,
         ).text
         for row, place in zip(rows, places, strict=True)
     ]

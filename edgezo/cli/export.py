@@ -71,7 +71,7 @@ def command(
     as_json: bool,
     **adapter: Any,
 ) -> None:
-    """Make a bundle of SOURCE: a Hugging Face folder, an .onnx file, or another bundle.
+    """Make a bundle of SOURCE: a Hugging Face folder or id, an .onnx file, or another bundle.
 
     A folder needs `pip install 'edgezo[export]'`, the others `pip install 'edgezo[onnx]'`. The
     folder may also be what `optimum-cli export onnx` wrote, and the file what the model builder of
@@ -187,9 +187,10 @@ def export_checkpoint(
 ) -> None:
     """Exports `source`; raises EdgezoError if the exporter is not installed."""
     try:
+        from edgezo_export.hub import checkpoint_folder
         from edgezo_export.huggingface import checkpoint_to_bundle
     except ImportError as error:
         raise EdgezoError(
             f"exporting a checkpoint needs {error.name}: run `pip install 'edgezo[export]'`"
         ) from error
-    checkpoint_to_bundle(source, out, task, via=via, dtype=dtype)
+    checkpoint_to_bundle(checkpoint_folder(source), out, task, via=via, dtype=dtype)

@@ -15,10 +15,13 @@ from edgezo_runtime.bundle import QUANTIZED, SIDE_FILES, WEIGHTS, Bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
 from edgezo_runtime.model import Model
+from edgezo_runtime.peft_prefix import write_prefix
 
 
 def _peft(model: Model, out: Path) -> None:
-    peft.write_adapter(out, model.bundle, model.weights.trained())
+    prefix = model.bundle.manifest.adapter["kind"] == "prefix"
+    write = write_prefix if prefix else peft.write_adapter
+    write(out, model.bundle, model.weights.trained())
 
 
 def _merged(model: Model, out: Path) -> None:
@@ -73,7 +76,7 @@ class Format:
 FORMATS = {
     "merged": Format(_merged, (None, "lora"), ()),
     "onnx": Format(_onnx, (None, "lora"), (None,)),
-    "peft": Format(_peft, ("lora", "prompt"), ("lora", "prompt")),
+    "peft": Format(_peft, ("lora", "prefix", "prompt"), ("lora", "prefix", "prompt")),
     "onnx-adapter": Format(_onnx_adapter, ("lora",), ("lora",)),
     "genai": Format(_genai, (None, "lora"), (None, "lora")),
 }
@@ -90,8 +93,8 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     """Write the tuned weights of RUN, a finished run, as other programs load them.
 
     merged: a Hugging Face checkpoint, an adapter merged into its weights. onnx: the same, with
-    model.onnx, which takes input_ids and attention_mask and gives logits. peft: LoRA or a prompt
-    as PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
+    model.onnx, which takes input_ids and attention_mask and gives logits. peft: an adapter as
+    PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
     adapter.onnx_adapter for ONNX Runtime to fill them with. genai: a folder that onnxruntime-genai
     generates from, with such an adapter beside it after LoRA.
     """

@@ -9,11 +9,13 @@ import inspect
 from typing import Any, cast
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from edgezo_export.group_queries import GroupQueries
 from edgezo_export.torch_export import export_wrapper
 
 
@@ -99,6 +101,8 @@ def export_generate_graph(model: PreTrainedModel) -> ir.Model:
     logits.shape = ir.Shape(["batch", model.config.vocab_size])
     for value, (heads, head_dim) in zip(present, sizes, strict=True):
         value.shape = ir.Shape(["batch", heads, "past + new", head_dim])
+    GroupQueries()(exported)
+    common_passes.RemoveUnusedNodesPass()(exported)
     return exported
 
 

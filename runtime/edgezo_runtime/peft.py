@@ -18,6 +18,8 @@ ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 #: PEFT wraps the model twice; its file names each tensor by where it then lies.
 PREFIX = "base_model.model."
+#: What the settings of every adapter say.
+CAUSAL = {"task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
 _A, _B, _WEIGHT = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
@@ -35,7 +37,7 @@ def prefix(adapter: Mapping[str, Any]) -> str:
 def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]) -> str:
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
-    A prefix has no settings beside it: PEFT's shifts the text's positions, edgezo's does not.
+    A prefix has no settings beside it: PEFT's moves the text's positions, see `peft_prefix`.
 
     Args:
         folder: exists.
@@ -54,11 +56,7 @@ def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray
 
 def _config(bundle: Bundle) -> dict[str, Any]:
     adapter = bundle.manifest.adapter
-    return _CONFIGS[adapter["kind"]](bundle) | {
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-    }
+    return _CONFIGS[adapter["kind"]](bundle) | CAUSAL
 
 
 def _prompt_config(bundle: Bundle) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,9 +101,10 @@ class Tokenizer:
             _read_chat_template(folder, settings.get("chat_template")),
         )
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number of tokens, added ones included."""
+        # Counting takes the tokenizers package 10 ms; generation asks for each token.
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:

@@ -343,11 +343,12 @@ def test_virtual_tokens(
     kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert told.json["loss"] == pytest.approx(kept[-1]["eval"]["loss"], abs=1e-6)
     words = ("save", run, "--format", "merged", "--out", tmp_path / "no")
-    refused(called(*words), 2, f"a {tune}", "peft" if tune == "prompt" else "only edgezo")
+    refused(called(*words), 2, f"a {tune}", "use peft")
 
 
-def test_peft_loads_a_prompt(
-    tiny_bundle: Path, tiny_checkpoint: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize(("tune", "shown"), [("prompt", 10), ("prefix", 0)])
+def test_peft_loads_virtual_tokens(
+    tune: str, shown: int, tiny_bundle: Path, tiny_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     from peft import PeftModel
@@ -357,7 +358,7 @@ def test_peft_loads_a_prompt(
     from edgezo_runtime.batch import Batch, TokenLoss
 
     run = tmp_path / "run"
-    words = begin(tiny_bundle, data, run, "--tune", "prompt", "--lr", 3e-2, "--eps", 1e-1)
+    words = begin(tiny_bundle, data, run, "--tune", tune, "--lr", 3e-2, "--eps", 1e-1)
     assert called(*words).status == 0
     ids = np.random.default_rng(0).integers(3, 400, (2, 9))
     every = np.arange(ids.size)
@@ -367,5 +368,5 @@ def test_peft_loads_a_prompt(
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     model = PeftModel.from_pretrained(base, str(save(run, "peft", tmp_path / "peft"))).eval()
     with torch.no_grad():
-        logits = model(torch.from_numpy(ids)).logits[:, 10:].numpy()
+        logits = model(torch.from_numpy(ids)).logits[:, shown:].numpy()
     np.testing.assert_allclose(ours.reshape(logits.shape), logits, atol=1e-4)

@@ -14,7 +14,7 @@ import pytest
 from edgezo_runs import called, refused, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_families import CONTEXT, FAMILIES, tiny_family
+from tiny_families import CONTEXT, FAMILIES, VOCABULARY, tiny_family
 
 import edgezo
 from edgezo.data import rows_from
@@ -206,6 +206,31 @@ def test_a_head_reads_what_is_left_of_a_long_text(name: str, model: Callable[[st
     if name == "bert_head":
         whole = model(name).tokenizer.encode_whole("good film")
         assert [part.tokens[0], part.tokens[-1]] == [whole[0], whole[-1]]
+
+
+def test_t5_writes_what_transformers_does(model: Callable[[str], Model]) -> None:
+    """Greedily, prompts of different lengths at once, and one by one."""
+    import torch
+
+    loaded, theirs = model("t5_gated"), tiny_family("t5_gated")
+    tokenizer = loaded.tokenizer
+    prompts = ["the film was good", "a bad story with terrible actors! the label:"]
+    found = edgezo.generate_batch(loaded, prompts, 12)
+    for prompt, text in zip(prompts, found, strict=True):
+        ids = theirs.generate(
+            torch.tensor([tokenizer.encode_whole(prompt)]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+            suppress_tokens=list(range(tokenizer.size, VOCABULARY)),
+        )[0].tolist()
+        assert text == tokenizer.decode(ids[1:]) == edgezo.generate(loaded, prompt, 12)
+    assert found[0] != found[1]
+    with pytest.raises(InputError, match="prompt is empty"):
+        edgezo.generate(loaded, "")
+    with pytest.raises(InputError, match=r"prompt has \d+ tokens, the model takes 64"):
+        edgezo.generate(loaded, "film " * 65)
 
 
 def test_prompt_and_answer_have_a_context_each(model: Callable[[str], Model]) -> None:

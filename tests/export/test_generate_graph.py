@@ -107,3 +107,14 @@ def test_a_dead_weight_is_named(
     monkeypatch.setattr(session, "bind", lambda n, array: n == name or bind(n, array))
     with pytest.raises(InputError, match=name):
         check_reach(session, weights, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen2_window", "mistral_window"])
+def test_keys_and_values_are_not_copied_for_each_query_head(
+    name: str, bundle_folder: Callable[[str], Path]
+) -> None:
+    graph = onnx.load(bundle_folder(name) / "generate.onnx").graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in graph.value_info}
+    assert max(ranks.values()) == 4  # repeating them takes an axis more
+    scores = [node.input[0] for node in graph.node if node.op_type == "Softmax"]
+    assert [ranks[score] for score in scores] == [4, 4]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from peft import PeftModel
 from test_lora import outputs
 from tiny_checkpoints import VOCABULARY
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -21,6 +24,7 @@ from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Weights
 from edgezo_runtime.noise import Purpose, random_words
+from edgezo_runtime.peft_prefix import write_prefix
 
 BUNDLES = Callable[[str], Path]
 NAMES = ("opt", "llama_tied", "gpt2")
@@ -82,6 +86,49 @@ def test_it_begins_as_keys_and_values_of_tokens(name: str, bundle_folder: BUNDLE
             np.testing.assert_allclose(
                 first[f"prefix.{layer}.{what}"], cached.numpy(), atol=1e-4, rtol=1e-5
             )
+
+
+def test_peft_computes_the_same(bundle_folder: BUNDLES, tmp_path: Path) -> None:
+    folder = bundle_folder("llama_tied")  # two query heads share a key head
+    bundle = adapt(open_bundle(folder), {"kind": "prefix", "virtual_tokens": 7})
+    generator = np.random.default_rng(3)
+    added = [p for p in bundle.manifest.parameters if p.init]
+    first = {p.name: generator.standard_normal(p.shape, np.float32) for p in added}
+    write_prefix(tmp_path, bundle, first)
+    base = AutoModelForCausalLM.from_pretrained(bundle.folder, attn_implementation="eager")
+    model = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    batch = sample_batch(VOCABULARY, 3, 11)
+    ids, mask = (torch.from_numpy(batch[n]) for n in ("input_ids", "attention_mask"))
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+    rows = logits.reshape(-1, VOCABULARY)[batch["positions"]]
+    ours = outputs(bundle, first, batch)[1]
+    np.testing.assert_allclose(ours, rows[:, batch["candidates"]].numpy(), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "opt"}, "opt has no plain rotary positions"),
+        ({"model_type": "gpt2"}, "gpt2 has no plain rotary positions"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "llama has no plain rotary"),
+        ({"model_type": "mistral", "sliding_window": 4}, "mistral slides its attention's window"),
+        (
+            {"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": True},
+            "qwen2 slides its attention's window",
+        ),
+    ],
+)
+def test_what_peft_would_compute_otherwise(
+    config: dict, reason: str, bundle_folder: BUNDLES, tmp_path: Path
+) -> None:
+    bundle = adapt(open_bundle(bundle_folder("llama_tied")), {"kind": "prefix"})
+    tensors = {p.name: np.zeros(p.shape, np.float32) for p in bundle.manifest.parameters if p.init}
+    own = json.loads((bundle.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(own | config))
+    with pytest.raises(InputError, match=reason):
+        write_prefix(tmp_path, dataclasses.replace(bundle, folder=tmp_path), tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_an_attention_that_is_not_known_is_refused(bundle_folder: BUNDLES) -> None:
