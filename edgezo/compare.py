@@ -17,6 +17,7 @@ from edgezo.callbacks import Callback
 from edgezo.data.rows import Rows
 from edgezo.data.subset import demonstrations
 from edgezo.finite_json import finite_json
+from edgezo.linear_probe import linear_probe, probes
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
@@ -31,6 +32,7 @@ from edgezo_runtime.model import load
 
 RESULTS = "results.jsonl"
 ZERO_SHOT = "zero-shot"
+LINEAR_PROBE = "linear-probe"
 #: The line of the table without a method of its own: what `edgezo train` does by default.
 DEFAULT = "default"
 BASELINE = "baseline"
@@ -108,6 +110,8 @@ def compare(
     add: AddAdapter | None = None,
     keep_weights: bool = False,
     shots: int | None = None,
+    probe: bool = False,
+    memory: Callable[[RunSettings], float | None] = lambda settings: None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the row of each run, after those of the untuned model, as they get done.
 
@@ -122,12 +126,15 @@ def compare(
         keep_weights: leave the tuned weights in each run's folder; they can be rebuilt from the
             journal by `edgezo resume`.
         shots: also show the untuned model so many solved rows, drawn by the run's seed.
+        probe: also fit a linear probe on each seed's training rows, where a task has labels.
+        memory: measures a run's memory over that of inference, once for all seeds.
 
     Raises:
         InputError: a run's folder holds a run with other settings; bad data or settings.
         EdgezoError: a run failed, or the disk is full.
     """
     done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
+    ratios = {(row["task"], row["settings_id"]): row["memory_ratio"] for row in done.values()}
     code = commit()
     machine = describe_machine()
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
@@ -135,14 +142,16 @@ def compare(
     for run in runs:
         device = run.settings.device
         fields = {"device": cpu if device == "cpu" else device, "commit": code}
-        for name, count, seed in _baselines(run, shots):
+        for name, seed, measure in _baselines(run, shots, probe):
             if (run.task, name, seed) in seen:
                 continue
             seen.add((run.task, name, seed))
             base = Run(run.task, name, _of_base(run.settings))
             key = (run.task, name, run.settings.seed, base.settings_id)
             if key not in done:
-                done[key] = _keep(out, _untuned(base, count) | fields)
+                if (row := measure(base)) is None:
+                    continue
+                done[key] = _keep(out, row | fields)
             yield done[key]
         key = (run.task, run.method, run.settings.seed, run.settings_id)
         if key not in done:
@@ -150,7 +159,11 @@ def compare(
                 result = advance(run.settings, callback, add)
             if not result.finished:
                 return
-            done[key] = _keep(out, _row(run, result, out) | fields)
+            settings = (run.task, run.settings_id)
+            if ratios.get(settings) is None:
+                ratios[settings] = memory(run.settings)
+            row = _row(run, result, out) | {"memory_ratio": ratios[settings]}
+            done[key] = _keep(out, row | fields)
             if not keep_weights:
                 result.run.weights.unlink()
         yield done[key]
@@ -246,11 +259,15 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _PLACES}
 
 
-def _baselines(run: Run, shots: int | None) -> Iterator[tuple[str, int, int | None]]:
-    """Yields the name, the demonstrations and the seed of what is measured beside `run`."""
-    yield ZERO_SHOT, 0, None  # the same for every seed
+def _baselines(
+    run: Run, shots: int | None, probe: bool
+) -> Iterator[tuple[str, int | None, Callable[[Run], dict[str, Any] | None]]]:
+    """Yields the name and the seed of what is measured beside `run`, and what measures it."""
+    yield ZERO_SHOT, None, lambda base: _untuned(base, 0)  # the same for every seed
     if shots:
-        yield f"{shots}-shot", shots, run.settings.seed
+        yield f"{shots}-shot", run.settings.seed, lambda base: _untuned(base, shots)
+    if probe:
+        yield LINEAR_PROBE, run.settings.seed, _probed
 
 
 def _of_base(settings: RunSettings) -> RunSettings:
@@ -274,6 +291,20 @@ def _untuned(run: Run, shots: int) -> dict[str, Any]:
     examples = drawn.task.encode_rows(drawn.held_out)
     metrics = evaluate_held_out(model, drawn.task, examples, drawn.held_out, settings)
     return _fields(run, BASELINE, 0, 0, 0.0) | metrics.to_json() | {"examples": shots, "run": None}
+
+
+def _probed(run: Run) -> dict[str, Any] | None:
+    """Returns the row of a linear probe of the bundle; None where the task has no labels."""
+    settings = run.settings
+    model = load(settings.bundle, device=settings.device, threads=settings.threads)
+    drawn = draw(model, settings)
+    if not probes(drawn.task):
+        return None
+    train, held_out = map(drawn.task.encode_rows, (drawn.train, drawn.held_out))
+    found = linear_probe(model, drawn.task, train, held_out, settings.batch_size)
+    fields = _fields(run, BASELINE, len(train), found.forwards, found.seconds)
+    metrics = found.metrics.to_json()
+    return fields | {name: metrics[name] for name in ("accuracy", "loss")} | {"run": None}
 
 
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:

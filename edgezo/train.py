@@ -183,7 +183,7 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
             )
 
 
-def _batches(
+def step_batches(
     data: TrainingData, settings: RunSettings
 ) -> Callable[[int], tuple[BaseBatch, BaseBatch | None]]:
     """Returns what makes the batch of a step, and the one of true gradients if it is another."""
@@ -214,7 +214,7 @@ def _loop(
     callback: Callback,
     head: HeadStart | None = None,
 ) -> Result:
-    batches = _batches(data, settings)
+    batches = step_batches(data, settings)
     metrics: Metrics | None = None
     kept = settings.steps
     skipped = tuner.skipped

@@ -14,6 +14,7 @@ from edgezo.callbacks import Callback
 from edgezo.cli.adapters import add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.progress import RunProgress
+from edgezo.cli.run_memory import memory_ratio
 from edgezo.cli.run_options import run_options
 from edgezo.compare import RESULTS, Run, compare, plan, table
 from edgezo.compare_report import write_comparison
@@ -41,6 +42,9 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
 @click.option(
     "--in-context", type=click.IntRange(1), help="Also show the untuned model so many solved rows."
 )
+@click.option(
+    "--linear-probe", is_flag=True, help="Also fit a regression on the untuned model's features."
+)
 @click.option("--keep-weights", is_flag=True, help="Keep each run's weights, not the journal only.")
 @as_json
 def command(
@@ -51,6 +55,7 @@ def command(
     out: Path,
     config: Path | None,
     in_context: int | None,
+    linear_probe: bool,
     keep_weights: bool,
     as_json: bool,
     **flags: Any,
@@ -85,7 +90,8 @@ def command(
             yield progress
 
     rows = []
-    for row in compare(runs, out, watch, add_adapter, keep_weights, in_context):
+    asked = {"keep_weights": keep_weights, "shots": in_context, "probe": linear_probe}
+    for row in compare(runs, out, watch, add_adapter, memory=memory_ratio, **asked):
         rows.append(row)
         done += row["run"] is not None
     page = write_comparison(out, rows) if rows else None

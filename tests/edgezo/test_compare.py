@@ -119,22 +119,30 @@ def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pa
     out = tmp_path / "out"
     task = f"mine={data / 'train.jsonl'}:{data / 'dev.jsonl'}"
     flags = ("--steps", 2, "--batch-size", 2, "--eval-every", 1, "--threads", 1, "--out", out)
-    words = ("compare", tiny_bundle, "--data", task, "--methods", "mezo,es", *flags)
-    done = called(*words, "--eval-examples", 6)
+    words = ("compare", tiny_bundle, "--data", task, "--methods", "default,mezo", *flags)
+    done = called(*words, "--eval-examples", 6, "--linear-probe")
     assert done.status == 0, done.err
-    assert [line.split()[:2] for line in done.out.splitlines()[:4]] == [
-        ["task", "method"], ["mine", "zero-shot"], ["mine", "mezo"], ["mine", "es"],
+    assert [line.split()[:2] for line in done.out.splitlines()[:5]] == [
+        ["task", "method"], ["mine", "zero-shot"], ["mine", "linear-probe"], ["mine", "default"],
+        ["mine", "mezo"],
     ]  # fmt: skip
+    zero, probe, default, mezo = read(out)
+    assert zero["memory_ratio"] is probe["memory_ratio"] is None
+    assert 0.2 < mezo["memory_ratio"] < 50 and 0.2 < default["memory_ratio"] < 50
+    assert (probe["family"], probe["forwards"], probe["examples"]) == ("baseline", 60, 120)
+    assert (default["settings"]["method"], default["forwards"]) == ("fzoo", 2 * 17)
     page = (out / "comparison.html").read_text("utf-8")
     assert page.count("<svg") == 2 and "forward passes" in page and "seconds" in page
     # The same from a file, which finds everything done.
     config = tmp_path / "plan.yaml"
     config.write_text(
-        f"bundle: {tiny_bundle}\nmethods: [mezo, es]\nseeds: [0]\n"
+        f"bundle: {tiny_bundle}\nmethods: [default, mezo]\nseeds: [0]\n"
         f"data: {{mine: {{data: {data / 'train.jsonl'}, eval_data: {data / 'dev.jsonl'}}}}}\n"
         "settings: {steps: 2, batch_size: 2, eval_every: 1, eval_examples: 6}\n"
     )
-    again = called("compare", "--config", config, "--out", out, "--threads", 1, "--json")
+    again = called(
+        "compare", "--config", config, "--out", out, "--threads", 1, "--linear-probe", "--json"
+    )
     assert again.status == 0, again.err
     assert again.json["finished"] and again.json["rows"] == read(out)
     for wrong, part in (

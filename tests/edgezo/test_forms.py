@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tiny_families import CONTEXT, FAMILIES, VOCABULARY, tiny_family
 
 import edgezo
-from edgezo.data import rows_from
+from edgezo.data import eval_batches, rows_from
+from edgezo.linear_probe import features
 from edgezo.tasks import Masked, Task, make_task, task_from_settings
 from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.errors import InputError
@@ -68,6 +69,21 @@ def task_of(
     form = options.pop("form", model.form)
     context = options.pop("context", model.context_length)
     return make_task(name, rows_from(rows), model.tokenizer, context, form=form, **options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_what_the_last_layer_reads(name: str, model: Callable[[str], Model]) -> None:
+    words = None if name.endswith("head") else WORDS
+    rows = [{"text": f"{a['text']} {i}", "label": a["label"]} for i in range(15) for a in ROWS]
+    task = task_of(model(name), rows, label_words=words)
+    examples = task.encode_rows(rows_from(rows))
+    batches = list(eval_batches(task, examples, 16))
+    found = features(model(name), task, examples, batches)
+    assert found.shape == (60, 32)
+    logits = np.concatenate([model(name).forward(b)["candidate_logits"] for _, b in batches])
+    inputs = np.c_[found[np.concatenate([i for i, _ in batches])], np.ones(60)].astype(np.float64)
+    weights = np.linalg.lstsq(inputs, logits, rcond=None)[0]
+    np.testing.assert_allclose(inputs @ weights, logits, atol=1e-3 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

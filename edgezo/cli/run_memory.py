@@ -1,0 +1,86 @@
+"""The memory that a run's steps need, against plain inference; and the process that takes them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgezo.adapted import open_adapted
+from edgezo.bench.inference_memory import inference_peak, save_feeds
+from edgezo.bench.processes import WorkerProcess, serve
+from edgezo.cli.adapters import add_adapter
+from edgezo.settings import RunSettings
+from edgezo.train import step_batches
+from edgezo.training_data import prepare
+from edgezo.tuner import Tuner
+from edgezo_runtime.memory import peak_bytes, resident_bytes
+from edgezo_runtime.model import load
+from edgezo_runtime.ort import onnxruntime
+
+_STEPS = 2
+_BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
+
+
+def memory_ratio(settings: RunSettings) -> float | None:
+    """Returns the peak memory of a run's steps over that of plain inference of the same batch.
+
+    Both are measured in a process of their own, above what it holds after its imports; a run's has
+    the tokenizer and the data, too.
+
+    Returns:
+        None where the run is not on the CPU.
+
+    Raises:
+        InputError: bad settings, data or bundle.
+        EdgezoError: a process failed.
+    """
+    if settings.device != "cpu":
+        return None
+    with tempfile.TemporaryDirectory(prefix="edgezo-memory-") as folder:
+        with WorkerProcess("-m", "edgezo.cli.run_memory") as worker:
+            path = worker.call("take_steps", settings=settings.to_dict(), folder=folder)
+            peak = worker.call("peak")
+        with np.load(path) as feeds:
+            plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
+    return round(peak / plain, 4)
+
+
+class RunWorker:
+    """Takes the first steps of a run, alone in its process."""
+
+    def __init__(self) -> None:
+        onnxruntime()
+        self._resident = resident_bytes()
+
+    def take_steps(self, settings: dict[str, Any], folder: str) -> str:
+        """Steps on one batch of the run; returns the path of its inputs, written to `folder`."""
+        run = RunSettings.from_dict(settings, "the comparison")
+        bundle = open_adapted(run.bundle, run.adapter(), add_adapter)
+        model = load(bundle, tune=run.tune, threads=run.threads)
+        batches = step_batches(prepare(model, run), run)
+        tuner = Tuner(
+            model,
+            method=run.method,
+            options=run.options,
+            lr=0.0,
+            eps=run.eps,
+            seed=run.seed,
+            weight_decay=run.weight_decay,
+            samples=run.samples,
+        )
+        first = [batches(number) for number in range(1, _BATCHES + 1)]
+        batch, exact = max(first, key=lambda pair: sum(a.size for a in pair[0].feeds().values()))
+        for _ in range(_STEPS):
+            tuner.step(batch, exact=exact)
+        return save_feeds(batch.feeds(), folder)
+
+    def peak(self) -> int:
+        """Returns the most bytes held, above the process after its imports."""
+        return peak_bytes() - self._resident
+
+
+if __name__ == "__main__":
+    serve(RunWorker())

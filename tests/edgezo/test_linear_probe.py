@@ -1,0 +1,75 @@
+"""Linear probing: the fit is the optimum, and the features are the model's last hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgezo_runs import labelled
+
+import edgezo
+from edgezo.data import eval_batches, rows_from
+from edgezo.linear_probe import features, linear_probe, probes
+from edgezo.logistic import fit
+from edgezo.tasks import make_task
+
+
+@pytest.mark.parametrize("decay", [1e-4, 0.1])
+def test_the_fit_is_the_least(decay: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    inputs = rng.normal(size=(90, 5)) * [1, 10, 0.1, 1, 0] + np.eye(5)[labels] + 4
+    found = fit(inputs.astype(np.float32), labels, 3, decay)
+    columns = np.c_[
+        (inputs - inputs.mean(0)) / np.where(inputs.std(0), inputs.std(0), 1), np.ones(90)
+    ]
+
+    def loss(weights: np.ndarray) -> float:
+        scores = columns @ weights
+        chances = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        return -np.log(chances[range(90), labels]).mean() + decay / 2 * (weights**2).sum()
+
+    least = loss(found.weights)
+    for _ in range(50):
+        step = 1e-3 * rng.normal(size=found.weights.shape)
+        assert loss(found.weights + step) > least
+    told = found.log_chances(inputs)
+    np.testing.assert_allclose(np.exp(told).sum(1), 1)
+    assert (told.argmax(1) == labels).mean() > 0.5
+
+
+def test_features_are_the_last_hidden_states(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaForCausalLM
+
+    model = edgezo.load(tiny_bundle, threads=1)
+    reference = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    rows = rows_from(labelled(7))
+    words = (
+        {"label_words": "negative=bad,positive=good"},
+        {"label_words": "negative=bad story,positive=bad music"},
+    )
+    for options in words:  # words of one token, and of several
+        task = make_task("classify", rows, model.tokenizer, model.context_length, **options)
+        examples = task.encode_rows(rows)
+        found = features(model, task, examples, eval_batches(task, examples, 6))
+        for values, row in zip(found, rows, strict=True):
+            prompt = model.tokenizer.encode(f"Text: {row['text']}\nLabel:")
+            read = torch.tensor([prompt])
+            with torch.no_grad():
+                states = reference(read, output_hidden_states=True).hidden_states[-1]
+            np.testing.assert_allclose(values, states[0, -1].numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_probe_tells_labels_apart(tiny_bundle: Path) -> None:
+    model = edgezo.load(tiny_bundle, threads=1)
+    texts = [f"{'good' if i % 3 else 'bad'} film {i}" for i in range(60)]
+    rows = rows_from([{"text": t, "label": t.split()[0]} for t in texts])
+    task = make_task("classify", rows, model.tokenizer, model.context_length)
+    examples = task.encode_rows(rows)
+    found = linear_probe(model, task, examples[:40], examples[40:], 8)
+    assert (found.metrics.accuracy or 0) > 0.8 and found.metrics.examples == 20
+    assert found.forwards == 5 and found.metrics.loss < 0.5
+    choices = rows_from([{"prompt": "a", "choices": ["b", "c"], "label": 0}])
+    assert probes(task) and not probes(make_task(None, choices, model.tokenizer, 60))
