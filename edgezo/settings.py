@@ -51,6 +51,7 @@ class Settings:
         options: the method's other settings by name, as `edgezo methods` lists them.
         steps: number of steps.
         batch_size: rows per step.
+        micro_batch: rows per pass, to which a step's are cut for less memory; None: all at once.
         lr: learning rate of the first step, or ``"auto"``: found on the first batches; None: the
             method's default.
         schedule: how the learning rate goes on.
@@ -91,6 +92,7 @@ class Settings:
     options: dict[str, Any] | None = None
     steps: int = 1000
     batch_size: int = 16
+    micro_batch: int | None = None
     lr: float | str | None = None
     schedule: str = "linear"
     eps: float | None = None
@@ -109,6 +111,7 @@ class Settings:
         for name, lowest in (
             ("steps", 1),
             ("batch_size", 1),
+            ("micro_batch", 1),
             ("zo_batch_size", 1),
             ("length_limit", 1),
             ("eval_every", 0),
@@ -130,6 +133,11 @@ class Settings:
                 "eval_examples"
             )
 
+    @property
+    def rows(self) -> int:
+        """Rows per pass."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
     def adapter(self) -> dict[str, Any] | None:
         """Returns the adapter that is asked for: its kind, and the settings that are given."""
         return adapter_request(self.tune, {name: getattr(self, name) for name in ADAPTER_SETTINGS})
@@ -146,12 +154,7 @@ class Settings:
         Raises:
             InputError: an unknown setting, a value of the wrong type, or one that is missing.
         """
-        values = _read_yaml(config) if config else {}
-        given = {name: value for name, value in flags.items() if value is not None}
-        if isinstance(values.get("options"), dict) and "options" in given:
-            given["options"] = values["options"] | given["options"]
-        values |= given
-        return cls.from_dict(values, str(config) if config else "the command line")
+        return cls.from_dict(merged(flags, config), source_of(config))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> Settings:
@@ -171,6 +174,24 @@ class Settings:
                 flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} is missing: give {flag}")
         return cls(**clean)
+
+
+def merged(flags: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
+    """Returns the settings that are given: `flags` (None: not given) over the YAML file `config`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    values = _read_yaml(config) if config else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if isinstance(values.get("options"), dict) and "options" in given:
+        given["options"] = values["options"] | given["options"]
+    return values | given
+
+
+def source_of(config: Path | None) -> str:
+    """Returns what errors about settings name."""
+    return str(config) if config else "the command line"
 
 
 def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | None:

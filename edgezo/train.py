@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
@@ -168,10 +170,16 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
             )
 
 
-def _batches(
+def batch_order(
     data: TrainingData, settings: Settings
-) -> Callable[[int], tuple[BaseBatch, BaseBatch | None]]:
-    """Returns what makes the batch of a step, and the one of true gradients if it is another."""
+) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+    """Returns what says which examples form the batch of a step.
+
+    It gives two sets of them where true gradients are of another batch than the estimate.
+
+    Raises:
+        InputError: a setting is not one of the method, or the rows cannot be assigned.
+    """
     lengths = [example.length for example in data.train]
     size = settings.batch_size
     if settings.method not in MIXED:
@@ -179,22 +187,17 @@ def _batches(
             if getattr(settings, name) is not None:
                 raise InputError(f"{name} is a setting of {MIXED[0]}, not of {settings.method}")
         plan = BatchPlan(lengths, size, settings.seed)
-        return lambda step: (data.batch(plan.indices(step)), None)
+        return lambda step: (plan.indices(step), None)
     assign = settings.method == MIXED[0]
     estimated = settings.zo_batch_size or size
     mixed = MixedPlan(lengths, size, estimated, settings.seed, assign, settings.length_limit)
-
-    def both(step: int) -> tuple[BaseBatch, BaseBatch]:
-        estimate, exact = mixed.indices(step)
-        return data.batch(estimate), data.batch(exact)
-
-    return both
+    return mixed.indices
 
 
 def _loop(
     tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
 ) -> Result:
-    batches = _batches(data, settings)
+    order = batch_order(data, settings)
     metrics: Metrics | None = None
     kept = settings.steps
     skipped = tuner.skipped
@@ -217,8 +220,9 @@ def _loop(
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:
             before = time.perf_counter()
-            batch, exact = batches(tuner.step_index + 1)
-            step = tuner.step(batch, exact=exact)
+            chosen, exact = order(tuner.step_index + 1)
+            batch = data.batch(chosen)
+            step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
             seconds = time.perf_counter() - before
             skipped += step.skipped
             metrics_file.write(

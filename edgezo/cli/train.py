@@ -13,17 +13,20 @@ from edgezo.cli.common import (
     device_option,
     label_words_option,
     megabytes,
+    memory_option,
     print_json,
     prompt_option,
     subcommand,
     task_option,
     template_option,
     threads_option,
+    to_stderr,
 )
 from edgezo.cli.progress import RunProgress
 from edgezo.objectives import OBJECTIVES
+from edgezo.plan.amounts import parse_memory
 from edgezo.report import write_report
-from edgezo.settings import KEEP, Settings
+from edgezo.settings import KEEP, Settings, merged, source_of
 from edgezo.train import Result, train
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.memory import peak_bytes
@@ -94,17 +97,27 @@ def pairs(
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--keep", help=f"{', '.join(KEEP)}: the weights to save.  [default: last]")
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
+@memory_option
 @device_option
 @threads_option
 @as_json
-def command(config: Path | None, as_json: bool, **flags: Any) -> None:
+def command(config: Path | None, memory: str | None, as_json: bool, **flags: Any) -> None:
     """Tune BUNDLE with forward passes only, in the memory of inference.
 
     Rows are {"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}, or other
     columns that --template names. The run can be stopped with Ctrl-C and continued with
     `edgezo resume`.
+
+    With --memory the run is rehearsed first. Where its method would take more, rows go through the
+    model in smaller parts, or the run is refused; where no method is given, the plan picks one.
     """
-    settings = Settings.resolve(flags, config)
+    if memory is None:
+        settings = Settings.resolve(flags, config)
+    else:
+        from edgezo.plan.planner import choose
+
+        limit = parse_memory(memory)
+        settings = choose(merged(flags, config), source_of(config), limit, to_stderr)
     with RunProgress(settings.steps) as progress:
         result = train(settings, progress, add=add_adapter)
     finish(result, as_json)
