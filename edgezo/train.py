@@ -78,12 +78,7 @@ def train(
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
-    known = METHODS.get(settings.method)
-    if settings.keep == "best" and known is not None and issubclass(known, FirstOrder):
-        raise InputError(
-            f"--keep best goes back to a step through the journal, and a run of {settings.method} "
-            "cannot be replayed: leave --keep out"
-        )
+    check_method(settings)
     data = prepare(model, settings)
     resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -110,6 +105,22 @@ def train(
         settings=resolved,
     )
     return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
+
+
+def check_method(settings: Settings) -> None:
+    """Raises InputError if the settings ask of their method what it cannot do."""
+    known = METHODS.get(settings.method)
+    if known is None or not issubclass(known, FirstOrder):
+        return
+    if settings.keep == "best":
+        raise InputError(
+            f"--keep best goes back to a step through the journal, and a run of {settings.method} "
+            "cannot be replayed: leave --keep out"
+        )
+    if settings.lr == AUTO:
+        raise InputError(
+            f"--lr auto is not for {settings.method}, which has gradients: give a rate"
+        )
 
 
 def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:

@@ -39,7 +39,7 @@ def fit(settings: Settings, limit: int, tell: Callable[[str], None]) -> Settings
             least = stage.least(settings.method)
         rows, _ = found.rows_within(found.needs, least, most)
         peak = least
-        while least <= most and rows:
+        while rows:
             settings = dataclasses.replace(settings, micro_batch=rows)
             peak = _rehearse(settings, limit, tell).peak
             if peak <= most:

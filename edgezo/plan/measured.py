@@ -80,6 +80,8 @@ class Rehearsed:
     def rows_within(self, needs: Needs, least: int, most: float) -> tuple[int, float]:
         """Returns how many rows a pass keep the peak within `most` bytes, and the peak they have.
 
+        It is 0 rows if one alone has more.
+
         From one row to all it is taken to grow evenly. It grows less where loading the model takes
         the most, so that this is rather too much than too little.
 
@@ -94,7 +96,7 @@ class Rehearsed:
             peak = least + (last - least) * (rows - 1) / max(self.rows - 1, 1) + more
             if peak <= most:
                 return rows, peak
-        return 1, float(least + more)
+        return 0, float(least + more)
 
     def step(self, method: str, rows: int) -> float:
         """Returns the seconds of a mean step of `method` on `rows` rows a pass."""

@@ -253,7 +253,8 @@ def _alternative(
     """Returns what a method of the rehearsed one's family needs; `least` as for `rows_within`."""
     rows, peak = rehearsed.rows, float(rehearsed.peak_of(needs))
     if peak > limits.most and least is not None:
-        rows, peak = rehearsed.rows_within(needs, least, limits.most)
+        part, lower = rehearsed.rows_within(needs, least, limits.most)
+        rows, peak = (part, lower) if part else (rows, peak)
     step, every = rehearsed.step(name, rows), settings.eval_every
 
     def total(steps: int) -> float:

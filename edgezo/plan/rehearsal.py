@@ -18,7 +18,7 @@ from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.data.batches import eval_indices
 from edgezo.settings import METHOD_SETTINGS, Settings
 from edgezo.tasks.base import BaseExample, Example
-from edgezo.train import batch_order
+from edgezo.train import batch_order, check_method
 from edgezo.training_data import TrainingData, prepare
 from edgezo_runtime import adapter_init, dtypes
 from edgezo_runtime.arena import Arena
@@ -84,6 +84,7 @@ class Rehearsal:
     def _needs(self, name: str) -> dict[str, int] | str:
         try:
             method = self._make(name, self._weights.arena)
+            check_method(dataclasses.replace(self._settings, method=name))
             if isinstance(method, FirstOrder):
                 check_gradients(self._weights.bundle, self._weights.device)
         except InputError as error:
