@@ -68,7 +68,7 @@ def curve(run: RunFolder) -> Curve:
     found: Curve = []
     forwards, seconds = 0, 0.0
     for line in run.read_metrics():
-        if "loss" in line:
+        if "forwards" in line:
             forwards += line["forwards"]
             seconds += line["seconds"]
         elif "eval" in line:

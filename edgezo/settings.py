@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.select import ADAPTERS
+from edgezo_runtime.select import ADAPTERS, FULL
 
 KEEP = ("last", "best")
+BASE, PROBE = "base", "probe"
+START = (BASE, PROBE, "auto")
 METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
 AUTO = "auto"
 ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
@@ -21,7 +23,7 @@ ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what a run does.
+    """Everything that decides what a run does; `edgezo.recipe.complete` chooses what is open.
 
     Attributes:
         bundle: the base bundle.
@@ -38,26 +40,29 @@ class Settings:
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
         tune: what is trained: ``"full"``, an adapter, or words and patterns of parameter names
-            with commas between them; see `edgezo_runtime.select`.
+            with commas between them; see `edgezo_runtime.select`. None: as the recipe says, or
+            everything where a method is named.
         rank: of LoRA; None: 8.
         alpha: of LoRA; None: 16.
         target: LoRA's modules by the last parts of their names, or by patterns, or ``all-linear``;
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
+        start: ``"base"``; ``"probe"``: the label words' rows of the vocabulary are first fitted
+            on the base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be.
         objective: what a step lowers; see `edgezo.objectives.batch_maker`.
         max_tokens: longest answer, where the objective judges generated text.
-        method: a name from `edgezo methods`.
+        method: a name from `edgezo methods`; None: the recipe's, with its settings.
         options: the method's other settings by name, as `edgezo methods` lists them.
-        steps: number of steps.
+        steps: number of steps; None: the recipe's, or 1000 where a method is named.
         batch_size: rows per step.
         micro_batch: rows per pass, to which a step's are cut for less memory; None: all at once.
         lr: learning rate of the first step, or ``"auto"``: found on the first batches; None: the
-            method's default.
+            recipe's, or the method's default.
         schedule: how the learning rate goes on.
-        eps: perturbation scale; None: the method's default.
+        eps: perturbation scale; None: likewise.
         weight_decay: decoupled, for matrices.
-        samples: directions per step, for methods that have several; None: the method's default.
+        samples: directions per step, for methods that have several; None: likewise.
         zo_batch_size: of Addax, rows a step of its estimate; None: `batch_size`.
         length_limit: of Addax, the longest rows that true gradients are taken of, in tokens; None:
             the median.
@@ -80,17 +85,18 @@ class Settings:
     task: str | None = None
     template: str | None = None
     label_words: tuple[str, ...] | None = None
-    tune: str = "full"
+    tune: str | None = None
     rank: int | None = None
     alpha: float | None = None
     target: tuple[str, ...] | None = None
     rslora: bool | None = None
     virtual_tokens: int | None = None
+    start: str | None = None
     objective: str = "loss"
     max_tokens: int = 32
-    method: str = "mezo"
+    method: str | None = None
     options: dict[str, Any] | None = None
-    steps: int = 1000
+    steps: int | None = None
     batch_size: int = 16
     micro_batch: int | None = None
     lr: float | str | None = None
@@ -125,6 +131,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
+        if self.start is not None and self.start not in START:
+            raise InputError(f"start is {self.start!r}; use {' or '.join(START)}")
         if self.keep not in KEEP:
             raise InputError(f"keep is {self.keep!r}; use {' or '.join(KEEP)}")
         if self.keep == "best" and not (self.eval_every and (self.eval_data or self.eval_examples)):
@@ -140,7 +148,9 @@ class Settings:
 
     def adapter(self) -> dict[str, Any] | None:
         """Returns the adapter that is asked for: its kind, and the settings that are given."""
-        return adapter_request(self.tune, {name: getattr(self, name) for name in ADAPTER_SETTINGS})
+        return adapter_request(
+            self.tune or FULL, {name: getattr(self, name) for name in ADAPTER_SETTINGS}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values, as `settings.yaml` holds them."""
@@ -148,16 +158,21 @@ class Settings:
         return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
     @classmethod
-    def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Self:
         """Merges `flags` (None: not given) over the YAML file `config` over the defaults.
 
         Raises:
             InputError: an unknown setting, a value of the wrong type, or one that is missing.
         """
-        return cls.from_dict(merged(flags, config), source_of(config))
+        values = _read_yaml(config) if config else {}
+        given = {name: value for name, value in flags.items() if value is not None}
+        if isinstance(values.get("options"), dict) and "options" in given:
+            given["options"] = values["options"] | given["options"]
+        values |= given
+        return cls.from_dict(values, str(config) if config else "the command line")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> Settings:
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> Self:
         """Makes settings of plain `values`; `source` is named in errors."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         clean: dict[str, Any] = {}
@@ -176,22 +191,14 @@ class Settings:
         return cls(**clean)
 
 
-def merged(flags: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
-    """Returns the settings that are given: `flags` (None: not given) over the YAML file `config`.
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """Settings of a run, with nothing left open; the defaults are those of a named method."""
 
-    Raises:
-        InputError: the file cannot be read.
-    """
-    values = _read_yaml(config) if config else {}
-    given = {name: value for name, value in flags.items() if value is not None}
-    if isinstance(values.get("options"), dict) and "options" in given:
-        given["options"] = values["options"] | given["options"]
-    return values | given
-
-
-def source_of(config: Path | None) -> str:
-    """Returns what errors about settings name."""
-    return str(config) if config else "the command line"
+    tune: str = FULL
+    method: str = "mezo"
+    steps: int = 1000
+    start: str = BASE
 
 
 def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,8 +15,10 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
+from edgezo.head_start import HeadStart, can_start, fit_head
+from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import ADAPTER_SETTINGS, AUTO, Settings
+from edgezo.settings import ADAPTER_SETTINGS, AUTO, BASE, PROBE, RunSettings, Settings
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
@@ -66,7 +68,7 @@ def train(
     """Tunes a bundle as `settings` say.
 
     Args:
-        settings: of the run.
+        settings: of the run; what they leave open is completed by the recipe.
         callback: watches it.
         model: the settings' bundle if it is loaded already.
         add: puts the settings' adapter into a bundle that has none.
@@ -75,12 +77,15 @@ def train(
         InputError: bad settings, data or bundle.
         EdgezoError: a full disk, or a run that diverged.
     """
+    settings = complete(settings)
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     check_method(settings)
     data = prepare(model, settings)
-    resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
+    head = head_start(model, data, settings)
+    resolved = settings.to_dict() | {"start": PROBE if head else BASE}
+    resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
     resolved["data"] = str(Path(settings.data).resolve())
@@ -104,10 +109,10 @@ def train(
         notes=data.notes,
         settings=resolved,
     )
-    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
+    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback(), head)
 
 
-def check_method(settings: Settings) -> None:
+def check_method(settings: RunSettings) -> None:
     """Raises InputError if the settings ask of their method what it cannot do."""
     known = METHODS.get(settings.method)
     if known is None or not issubclass(known, FirstOrder):
@@ -123,7 +128,16 @@ def check_method(settings: Settings) -> None:
         )
 
 
-def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
+def head_start(model: Model, data: TrainingData, settings: RunSettings) -> HeadStart | None:
+    """Gives the label words' rows the values that a regression finds, if the settings say so."""
+    if settings.start == BASE or (settings.start == AUTO and not can_start(model, data.task)):
+        return None
+    head = fit_head(model, data.task, data.train, settings.rows)
+    model.begin_at(head.start)
+    return head
+
+
+def _first_batches(data: TrainingData, settings: RunSettings) -> list[BaseBatch]:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
     return [data.batch(plan.indices(number)) for number in range(1, PROBES + 1)]
 
@@ -142,7 +156,7 @@ def resume(
     """
     callback = callback or Callback()
     run = RunFolder.open(path)
-    settings = Settings.from_dict(
+    settings = RunSettings.from_dict(
         run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
     )
     header = journal.read(run.journal).header
@@ -160,12 +174,13 @@ def resume(
     return _loop(tuner, run, settings, data, callback)
 
 
-def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolder) -> None:
+def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFolder) -> None:
     """Raises InputError where a run's settings were edited: its journal fixes them."""
     fixed = {
         "tune": header["tune"],
         "method": header["method"],
         "seed": header["seed"],
+        "start": PROBE if header.get("start") else BASE,
         **header["lr"],
         **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
         "options": settings.options
@@ -182,7 +197,7 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
 
 
 def batch_order(
-    data: TrainingData, settings: Settings
+    data: TrainingData, settings: RunSettings
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
     """Returns what says which examples form the batch of a step.
 
@@ -206,7 +221,12 @@ def batch_order(
 
 
 def _loop(
-    tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
+    tuner: Tuner,
+    run: RunFolder,
+    settings: RunSettings,
+    data: TrainingData,
+    callback: Callback,
+    head: HeadStart | None = None,
 ) -> Result:
     order = batch_order(data, settings)
     metrics: Metrics | None = None
@@ -227,6 +247,9 @@ def _loop(
         return found
 
     try:
+        if head:
+            seconds = round(head.seconds, 4)
+            metrics_file.write(step=0, start=PROBE, forwards=head.forwards, seconds=seconds)
         if tuner.step_index < settings.steps and _due(tuner.step_index, settings.eval_every):
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from edgezo.objectives import MEANS
 from edgezo.plan.amounts import told_bytes
 from edgezo.plan.measured import Rehearsed, Stage
-from edgezo.settings import Settings
+from edgezo.settings import RunSettings
 from edgezo_runtime.errors import InputError
 
 #: The share of a limit that a rehearsal may reach: runs of the same settings differ by less.
@@ -16,7 +16,7 @@ SAFE = 0.95
 _OTHERS = "`edgezo plan` lists what fits"
 
 
-def fit(settings: Settings, limit: int, tell: Callable[[str], None]) -> Settings:
+def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSettings:
     """Returns `settings` with the micro-batches that keep the run's peak memory below `limit`.
 
     The run is rehearsed with its own method and batches: whole, then in parts if need be.
@@ -54,7 +54,7 @@ def fit(settings: Settings, limit: int, tell: Callable[[str], None]) -> Settings
     return settings
 
 
-def _rehearse(settings: Settings, limit: int, tell: Callable[[str], None]) -> Rehearsed:
+def _rehearse(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> Rehearsed:
     """Rehearses a run that is not sure to exceed the limit."""
     tell(f"rehearsing {settings.method}, {settings.rows} rows at a time")
     with Stage(settings) as stage:

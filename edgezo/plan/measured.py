@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgezo.bench.processes import WorkerProcess
-from edgezo.settings import Settings
+from edgezo.settings import RunSettings
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.memory import free_bytes
 
@@ -117,7 +117,7 @@ class Stage(WorkerProcess):
         settings: of the run.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         super().__init__("-m", WORKER)
         self._settings = settings
         self.opened = Opened(0, 0, {}, {})

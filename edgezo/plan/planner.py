@@ -1,21 +1,22 @@
 """Which methods fit in some memory and time, and the one to take.
 
 Methods that pass over the data alike are a family: one of them is rehearsed, and of the others the
-state that they declare and the time of their own work make the difference.
+state that they declare and the time of their own work make the difference. The recipe, which is
+taken where no method is named, is rehearsed with its own settings.
 
-The pick is the first of these that fits: `adamw`, `hift-adamw`, `addax`, `ip-sgd`, `mezo`, then any
-other. True gradients come first, since they learn in a tenth of the steps or fewer; among them an
-adaptive rate for each weight before plain SGD, all weights in every step before one group in turn,
-and Addax before the gradients of the short rows that it adds to. With a limit of time a method must
-get through half of its usual steps to be taken in this order; if none does, the one that gets
-furthest is taken.
+The pick is the first of these that fits: `adamw`, `hift-adamw`, `addax`, `ip-sgd`, the recipe, then
+any other. True gradients come first, since they learn in a tenth of the steps or fewer; among them
+an adaptive rate for each weight before plain SGD, all weights in every step before one group in
+turn, and Addax before the gradients of the short rows that it adds to. With a limit of time a
+method must get through half of its usual steps to be taken in this order; if none does, the one
+that gets furthest is taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from edgezo.objectives import MEANS
 from edgezo.plan.amounts import told_bytes
 from edgezo.plan.limit import SAFE, check_weights, fit
 from edgezo.plan.measured import Needs, Opened, Rehearsed, Stage
-from edgezo.settings import Settings
+from edgezo.recipe import complete
+from edgezo.settings import RunSettings, Settings
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.memory import free_bytes
 from edgezo_runtime.methods import METHODS
@@ -31,7 +33,8 @@ from edgezo_runtime.methods.addax import Addax
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.hift import Hift
 
-ORDER = ("adamw", "hift-adamw", "addax", "ip-sgd", "mezo")
+#: Preferred to the recipe, in this order.
+GRADIENTS = ("adamw", "hift-adamw", "addax", "ip-sgd")
 #: Usual lengths of runs. HiFT tunes one group a step; forward-only methods see one direction.
 FIRST_ORDER_STEPS, HIFT_STEPS, FORWARD_ONLY_STEPS = 100, 300, 1000
 _ENOUGH = 0.5  # of the usual steps
@@ -57,36 +60,38 @@ class Limits:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A method, and what a run of it would need.
+    """A run that could be, and what it would need.
 
     Attributes:
-        method: its name.
+        run: its settings.
+        recipe: whether it is the recipe's.
         peak: predicted peak memory of the whole process, in bytes.
-        seconds: predicted time of the run: loading, steps and evaluations.
-        steps: that the seconds are of.
-        usual: steps without a limit of time.
-        micro_batch: rows per pass, where the memory asks for fewer than a step has.
+        seconds: predicted time from its start to its end.
+        usual: its steps without a limit of time.
         fits: whether it keeps the limits.
     """
 
-    method: str
+    run: RunSettings
+    recipe: bool
     peak: float
     seconds: float
-    steps: int
     usual: int
-    micro_batch: int | None
     fits: bool
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that make a run of it."""
-        found = {"method": self.method, "steps": self.steps, "micro_batch": self.micro_batch}
-        return {name: value for name, value in found.items() if value is not None}
+    def title(self) -> str:
+        """The method's name, marked where it is the recipe's."""
+        return f"{self.run.method} (recipe)" if self.recipe else self.run.method
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain values, in MB and seconds."""
+        cut = {} if self.run.micro_batch is None else {"micro_batch": self.run.micro_batch}
         return {
-            **self.settings,
+            "method": self.run.method,
+            "tune": self.run.tune,
+            "recipe": self.recipe,
+            "steps": self.run.steps,
+            **cut,
             "predicted_peak_rss_mb": round(self.peak / 1e6, 1),
             "predicted_seconds": round(self.seconds, 1),
             "fits": self.fits,
@@ -109,92 +114,79 @@ class Plan:
     def pick(self) -> Alternative | None:
         """The one to take; None if none fits."""
         fitting = [each for each in self.alternatives if each.fits]
-        enough = [each for each in fitting if each.steps >= _ENOUGH * each.usual]
-        return next(
-            iter(enough), max(fitting, key=lambda each: each.steps / each.usual, default=None)
-        )
+        enough = (each for each in fitting if each.run.steps >= _ENOUGH * each.usual)
+        furthest = max(fitting, key=lambda each: each.run.steps / each.usual, default=None)
+        return next(enough, furthest)
 
     def nothing_fits(self, limits: Limits) -> str:
         """Returns the sentence that says what would fit."""
         if any(each.peak <= limits.most for each in self.alternatives):
             least = min(self.alternatives, key=lambda each: each.seconds)
-            return f"nothing fits in --time: a step of {least.method} needs {least.seconds:.0f} s"
+            return f"nothing fits in --time: a step of {least.title} needs {least.seconds:.0f} s"
         least = min(self.alternatives, key=lambda each: each.peak)
         return (
-            f"nothing fits in --memory {told_bytes(limits.memory)}: {least.method} needs the "
+            f"nothing fits in --memory {told_bytes(limits.memory)}: {least.title} needs the "
             f"least, {told_bytes(least.peak / SAFE)}"
         )
 
 
-def make_plan(
-    settings: Settings, limits: Limits, steps: int | None, tell: Callable[[str], None]
-) -> Plan:
-    """Rehearses every family of methods and returns what each method would need.
+def make_plan(asked: Settings, limits: Limits, tell: Callable[[str], None]) -> Plan:
+    """Rehearses the recipe and every family of methods, and returns what each run would need.
 
     Args:
-        settings: of the run, whatever its method.
+        asked: settings of the run, whatever its method; without steps each has its usual ones.
         limits: of memory and time.
-        steps: of the run; None: as many as is usual for a method.
         tell: told what is being done.
 
     Raises:
         InputError: the bundle, the data or a setting is wrong, or the limit is below the weights.
     """
-    with Stage(settings) as stage:
+    with Stage(_run_of(asked, "mezo")) as stage:
         opened = stage.open(list(METHODS))
     check_weights(opened.weights, limits.memory)
-    usable = [[name for name in names if name in opened.needs] for names in families()]
-    usable = [names for names in usable if names]
+    free = free_bytes() or math.inf
+    groups = [[complete(dataclasses.replace(asked, method=None))]]
+    for names in families():
+        usable = [name for name in names if name in opened.needs]
+        # The one whose state this machine has no memory for is not rehearsed.
+        usable.sort(key=lambda name: opened.trained + opened.needs[name].state > free)
+        groups.append([_run_of(asked, name) for name in usable])
     found: list[Alternative] = []
     unavailable = dict(opened.refused)
-    failure = EdgezoError(next(iter(unavailable.values()), ""))
-    free = free_bytes() or math.inf
-    for number, names in enumerate(usable, start=1):
-        # The one whose state this machine has no memory for is not rehearsed.
-        names.sort(key=lambda name: opened.trained + opened.needs[name].state > free)
-        first, *others = names
-        tell(f"rehearsing {first} ({number} of {len(usable)})")
+    failure: EdgezoError | None = None
+    for number, runs in enumerate(filter(None, groups)):
+        told = "the recipe" if number == 0 else runs[0].method
+        tell(f"rehearsing {told} ({number + 1} of {sum(map(bool, groups))})")
         try:
-            own = dataclasses.replace(settings, method=first, steps=steps or usual_steps(first))
-            rehearsed, least = _rehearse(own, others, opened, limits)
+            found += _alternatives(runs, number == 0, limits)
         except EdgezoError as error:
             failure = error
-            unavailable |= dict.fromkeys(names, str(error))
-            continue
-        for name in names:
-            usual, needs = steps or usual_steps(name), opened.needs[name]
-            found.append(_alternative(own, rehearsed, name, limits, needs, least, usual))
-    if not found:
+            unavailable |= {told if number == 0 else run.method: str(error) for run in runs}
+    if failure and not found:
         raise failure
-    preferred = [*ORDER, *(name for name in METHODS if name not in ORDER)]
-    found.sort(key=lambda each: preferred.index(each.method))
+    found.sort(key=_preference)
     return Plan(tuple(found), unavailable)
 
 
-def choose(
-    given: Mapping[str, Any], source: str, limit: int, tell: Callable[[str], None]
-) -> Settings:
-    """Returns settings that keep a run within `limit`, with the plan's method if none is `given`.
+def choose(asked: Settings, limit: int, tell: Callable[[str], None]) -> RunSettings:
+    """Returns settings that keep a run within `limit`, by the plan if they name no method.
 
     Args:
-        given: the settings that somebody gave.
-        source: where, for errors.
+        asked: what somebody asked for.
         limit: bytes that the whole process may take, weights and Python included.
         tell: told what is being done.
 
     Raises:
         InputError: nothing fits; the message says what would.
     """
-    settings = Settings.from_dict(given, source)
-    if given.get("method") is None:
-        steps = settings.steps if given.get("steps") else None
-        plan = make_plan(settings, Limits(limit), steps, tell)
-        pick = plan.pick
-        if pick is None:
-            raise InputError(plan.nothing_fits(Limits(limit)))
-        tell(f"the plan: {pick.method}, {pick.steps} steps")
-        settings = dataclasses.replace(settings, **pick.settings)
-    return fit(settings, limit, tell)
+    if asked.method is not None:
+        return fit(complete(asked), limit, tell)
+    plan = make_plan(asked, Limits(limit), tell)
+    pick = plan.pick
+    if pick is None:
+        raise InputError(plan.nothing_fits(Limits(limit)))
+    tell(f"the plan: {pick.title}, {pick.run.steps} steps")
+    return fit(pick.run, limit, tell)
 
 
 def families() -> list[list[str]]:
@@ -224,49 +216,74 @@ def usual_steps(name: str) -> int:
     return FIRST_ORDER_STEPS if issubclass(kind, FirstOrder) else FORWARD_ONLY_STEPS
 
 
-def _rehearse(
-    settings: Settings, others: list[str], opened: Opened, limits: Limits
-) -> tuple[Rehearsed, int | None]:
-    """Rehearses a method, and with one row at a time if it or one of the `others` needs that."""
-    first, needs = settings.method, opened.needs
-    with Stage(settings) as stage:
-        stage.open([first])
-        rehearsed = stage.run(first, others)
-    small = (name for name in (first, *others) if opened.weights + needs[name].state < limits.most)
-    tight = any(rehearsed.peak_of(needs[name]) > limits.most for name in small)
-    if not tight or settings.rows < 2 or settings.objective not in MEANS:
-        return rehearsed, None
-    with Stage(settings) as stage:
-        stage.open([first])
-        return rehearsed, stage.least(first)
+def _run_of(asked: Settings, method: str) -> RunSettings:
+    """Returns the settings of a run of `method`."""
+    steps = asked.steps or usual_steps(method)
+    return complete(dataclasses.replace(asked, method=method, steps=steps))
+
+
+def _preference(each: Alternative) -> tuple[int, int]:
+    """Returns what orders alternatives, the best first."""
+    if each.recipe:
+        return 1, 0
+    if each.run.method in GRADIENTS:
+        return 0, GRADIENTS.index(each.run.method)
+    return 2, list(METHODS).index(each.run.method)
+
+
+def _alternatives(runs: list[RunSettings], recipe: bool, limits: Limits) -> list[Alternative]:
+    """Rehearses the first of the `runs`, and says what all of them need."""
+    first, names = runs[0], [run.method for run in runs]
+    with Stage(first) as stage:
+        opened = stage.open(names)
+        if first.method in opened.refused:
+            raise InputError(opened.refused[first.method])
+        rehearsed = stage.run(first.method, names[1:])
+    least = None
+    if _needs_parts(first, rehearsed, opened, limits):
+        with Stage(first) as stage:
+            stage.open(names[:1])
+            least = stage.least(first.method)
+    return [
+        _alternative(run, recipe, rehearsed, opened.needs[run.method], least, limits)
+        for run in runs
+    ]
+
+
+def _needs_parts(first: RunSettings, rehearsed: Rehearsed, opened: Opened, limits: Limits) -> bool:
+    """Whether a method exceeds the memory that it might keep with micro-batches."""
+    if first.rows < 2 or first.objective not in MEANS:
+        return False
+    small = [each for each in opened.needs.values() if opened.weights + each.state < limits.most]
+    return any(rehearsed.peak_of(each) > limits.most for each in small)
 
 
 def _alternative(
-    settings: Settings,
+    run: RunSettings,
+    recipe: bool,
     rehearsed: Rehearsed,
-    name: str,
-    limits: Limits,
     needs: Needs,
     least: int | None,
-    usual: int,
+    limits: Limits,
 ) -> Alternative:
-    """Returns what a method of the rehearsed one's family needs; `least` as for `rows_within`."""
+    """Returns what a run of the rehearsed one's family needs; `least` as for `rows_within`."""
     rows, peak = rehearsed.rows, float(rehearsed.peak_of(needs))
     if peak > limits.most and least is not None:
         part, lower = rehearsed.rows_within(needs, least, limits.most)
         rows, peak = (part, lower) if part else (rows, peak)
-    step, every = rehearsed.step(name, rows), settings.eval_every
+    step, every = rehearsed.step(run.method, rows), run.eval_every
 
     def total(steps: int) -> float:
         evaluations = 1 + ((steps - 1) // every if every else 0)
         return rehearsed.load + steps * step + evaluations * rehearsed.evaluation
 
-    steps = usual
+    steps = run.steps
     if limits.seconds is not None:
         mean = step + (rehearsed.evaluation / every if every else 0.0)
         left = limits.seconds - rehearsed.load - rehearsed.evaluation
-        steps = max(min(usual, math.floor(left / mean)), 1)
+        steps = max(min(steps, math.floor(left / mean)), 1)
     in_time = limits.seconds is None or total(steps) <= limits.seconds
-    micro_batch = rows if rows < rehearsed.rows else None
+    micro_batch = rows if rows < rehearsed.rows else run.micro_batch
+    cut = dataclasses.replace(run, steps=steps, micro_batch=micro_batch)
     fits = peak <= limits.most and in_time
-    return Alternative(name, peak, total(steps), steps, usual, micro_batch, fits)
+    return Alternative(cut, recipe, peak, total(steps), run.steps, fits)

@@ -16,9 +16,9 @@ import numpy as np
 from edgezo import report_charts
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.data.batches import eval_indices
-from edgezo.settings import METHOD_SETTINGS, Settings
+from edgezo.settings import METHOD_SETTINGS, RunSettings
 from edgezo.tasks.base import BaseExample, Example
-from edgezo.train import batch_order, check_method
+from edgezo.train import batch_order, check_method, head_start
 from edgezo.training_data import TrainingData, prepare
 from edgezo_runtime import adapter_init, dtypes
 from edgezo_runtime.arena import Arena
@@ -68,7 +68,7 @@ class Rehearsal:
             be used; see `edgezo.plan.measured`.
         """
         started = time.perf_counter()
-        self._settings = Settings.from_dict(settings, "the plan")
+        self._settings = RunSettings.from_dict(settings, "the plan")
         own = self._settings
         bundle = open_adapted(own.bundle, own.adapter(), self._add)
         self._device = open_device(own.device, own.threads)
@@ -138,6 +138,7 @@ class Rehearsal:
         held_out = list(eval_indices(data.held_out, self._settings.rows))
         longest = _heaviest(held_out, lambda indices: _size(data.held_out, indices))
         load = self._seconds + time.perf_counter() - started
+        load += _begin(model, data, [*steps[:_ORDINARY], *heaviest], self._settings)
 
         def step(number: int, chosen: Chosen) -> float:
             return _step(model, data, method, number, chosen)
@@ -277,6 +278,16 @@ def _mean_step(method: AnyMethod, take: Callable[[int], float]) -> float:
     return (take(1) + (count - 2) * take(count // 2 + 1) + take(count)) / count
 
 
+def _begin(
+    model: Model, data: TrainingData, batches: Sequence[Chosen], settings: RunSettings
+) -> float:
+    """Fits what the run begins with on some of its rows; returns the seconds for all of them."""
+    indices = np.unique(np.concatenate([chosen for chosen, _ in batches]))
+    some = dataclasses.replace(data, train=[data.train[i] for i in indices])
+    seconds = _timed(lambda: head_start(model, some, settings))
+    return seconds * len(data.train) / len(indices)
+
+
 def _step(
     model: Model, data: TrainingData, method: AnyMethod, number: int, chosen: Chosen
 ) -> float:
@@ -296,7 +307,7 @@ def _evaluate(model: Model, data: TrainingData, indices: np.ndarray) -> None:
     batch.objective.tally(model.forward(batch))
 
 
-def _timed(action: Callable[[], None]) -> float:
+def _timed(action: Callable[[], object]) -> float:
     """Returns how many seconds `action` took."""
     started = time.perf_counter()
     action()

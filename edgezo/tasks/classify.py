@@ -69,20 +69,20 @@ class Classify(LabelTask):
             shared = []
         self._shared = shared
         self._first = np.array([tokens[len(shared)] for tokens in self.word_tokens], np.int64)
-        self.by_first_token = len(np.unique(self._first)) == len(self._first)
+        self.by_token = len(np.unique(self._first)) == len(self._first)
         longest = max(map(len, self.word_tokens))
-        self._room = len(shared) if self.by_first_token else longest - 1
+        self._room = len(shared) if self.by_token else longest - 1
 
     @property
     def candidates(self) -> np.ndarray:
         """First tokens of the labels' words, (labels,) int64, where these suffice."""
-        return self._first if self.by_first_token else super().candidates
+        return self._first if self.by_token else super().candidates
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
         """Returns the row's one example; the longest columns are cut at their end to fit."""
         limit = self.answers.room(self.context_length, self._room)
         label, prompt = self.read(row, place, limit, self.answers.encode_prompt, self._strip)
-        if self.by_first_token:
+        if self.by_token:
             parts = (self.answers.ask(prompt, self._shared, [self._first[label]]),)
         else:
             words = (word.tolist() for word in self.word_tokens)
@@ -97,7 +97,7 @@ class Classify(LabelTask):
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Returns a loss over first tokens or over whole words."""
-        if self.by_first_token:
+        if self.by_token:
             return super().objective(examples)
         return option_loss(examples)
 

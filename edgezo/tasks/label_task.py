@@ -29,6 +29,8 @@ class LabelTask(Task):
     """
 
     chooses = True
+    #: Whether each label is told by the logit of one token of its own.
+    by_token = True
 
     def __init__(
         self, tokenizer: Tokenizer, context_length: int, labels: Labels, template: Template

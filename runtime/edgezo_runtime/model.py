@@ -20,6 +20,7 @@ from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
+from edgezo_runtime.start import Start
 from edgezo_runtime.text import TOKENIZER, Tokenizer
 
 _CHUNK = 1 << 20  # elements checked at once
@@ -43,10 +44,32 @@ class Weights:
         self._frozen: dict[str, np.ndarray] = {}
         self._placed: dict[str, Any] = {}  # the frozen ones, in the device's memory
         self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
+        self.start: Start | None = None
         self._checked = False  # the bundle's file, beneath an adapter
         self.at_base = False  # whether the weights are the bundle's own, unchanged
         #: Rebuilds the weights where a step was broken off half way; None where they are whole.
         self.mend: Callable[[], None] | None = None
+
+    def begin_at(self, start: Start) -> None:
+        """Puts fitted rows into one matrix, now and in every `load` of the base to come.
+
+        Whoever has bound the weights binds them again: a frozen matrix is another array then.
+        """
+        self.start = start
+        self._placed.pop(start.parameter, None)
+        if start.parameter in self.arena.views:
+            self.settle()
+            self._put_start()
+        else:
+            self._frozen.pop(start.parameter, None)
+            self.frozen()
+
+    def _put_start(self) -> None:
+        """Writes the start's rows into the arena, if their matrix is there."""
+        if self.start is not None and self.start.parameter in self.arena.views:
+            view = self.arena.views[self.start.parameter]
+            (dtype,) = (p.dtype for p in self.arena.parameters if p.name == self.start.parameter)
+            self.start.put(view, dtypes.named(dtype), self.device.xp)
 
     def begin(self, first: Mapping[str, np.ndarray]) -> None:
         """Gives an adapter's tensors the values that they begin with, in every `load` to come."""
@@ -75,22 +98,27 @@ class Weights:
             digest = self.bundle.manifest.files[WEIGHTS] if base else digest
             views = {prefix + name: view for name, view in self.arena.views.items()}
             self._read(path or self.bundle.weights, views, digest)
+        if base:
+            self._put_start()
         self.frozen()
 
     def frozen(self) -> Mapping[str, np.ndarray]:
         """Returns the frozen weights by name, mapped from the bundle's file and read-only."""
-        if not self._frozen and len(self.arena.views) < len(self.bundle.manifest.parameters):
-            entries = safetensors_file.read_header(self.bundle.weights)
-            for parameter in self.bundle.manifest.parameters:
-                if parameter.name not in self.arena.views:
-                    entry = _entry_for(parameter, entries, self.bundle.weights)
-                    frozen = safetensors_file.map_tensor(self.bundle.weights, entry)
-                    if not _finite(frozen):
-                        raise InputError(
-                            f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
-                            "it cannot be tuned or run"
-                        )
-                    self._frozen[parameter.name] = frozen
+        known = self.arena.views.keys() | self._frozen.keys()
+        missing = [p for p in self.bundle.manifest.parameters if p.name not in known]
+        entries = safetensors_file.read_header(self.bundle.weights) if missing else {}
+        for parameter in missing:
+            entry = _entry_for(parameter, entries, self.bundle.weights)
+            start = self.start if self.start and self.start.parameter == parameter.name else None
+            frozen = safetensors_file.map_tensor(self.bundle.weights, entry, own=start is not None)
+            if start:
+                start.put(frozen, dtypes.named(parameter.dtype), np)
+            if not _finite(frozen):
+                raise InputError(
+                    f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
+                    "it cannot be tuned or run"
+                )
+            self._frozen[parameter.name] = frozen
         return self._frozen
 
     def _load_first(self) -> None:
@@ -161,9 +189,19 @@ class Model:
         text = self.bundle.manifest.context_length is not None or (folder / TOKENIZER).exists()
         self._tokenizer = Tokenizer.from_folder(folder) if text else None
         self.form = self.bundle.manifest.form
+        self.bind()
+
+    def bind(self) -> None:
+        """Opens the sessions over the weights, again where arrays of them were replaced."""
+        trained = self.weights.arena.views.keys()
+        self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
         self._gradients: dict[bool, GradientSession] = {}
-        trained = weights.arena.views.keys()
-        self._session = Session(self.bundle, weights.arrays(), trained, weights.device)
+        self.__dict__.pop("generation", None)
+
+    def begin_at(self, start: Start) -> None:
+        """Puts fitted rows into one matrix; see `Weights.begin_at`."""
+        self.weights.begin_at(start)
+        self.bind()
 
     @property
     def arena(self) -> Arena:

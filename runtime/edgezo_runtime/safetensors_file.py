@@ -136,9 +136,13 @@ def check_destination(
     return entry
 
 
-def map_tensor(path: Path, entry: TensorEntry) -> np.ndarray:
-    """Returns the tensor as a read-only memory map, for weights that stay frozen."""
-    return np.memmap(path, entry.dtype.storage, mode="r", offset=entry.start, shape=entry.shape)
+def map_tensor(path: Path, entry: TensorEntry, own: bool = False) -> np.ndarray:
+    """Returns the tensor as a read-only memory map, for weights that stay frozen.
+
+    With `own` pages that are written to are the process's own: the file stays as it is.
+    """
+    mode = "c" if own else "r"
+    return np.memmap(path, entry.dtype.storage, mode=mode, offset=entry.start, shape=entry.shape)
 
 
 def release(mapped: np.ndarray) -> None:

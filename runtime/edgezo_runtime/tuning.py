@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgezo_runtime import adapter_init, noise, snapshot
+from edgezo_runtime import adapter_init, noise, snapshot, start
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
 from edgezo_runtime.methods import AnyMethod, Estimate, make
@@ -101,7 +101,11 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
 
 
 def begin_as(header: dict[str, Any], weights: Weights, run: Path) -> None:
-    """Gives an adapter the values that a journal's run began with; see `adapter_init.restore`."""
+    """Gives weights the values that a journal's run began with, where those are not its base's."""
+    widths = {p.name: p.shape[1] for p in weights.bundle.manifest.parameters if len(p.shape) == 2}
+    found = start.restore(header, run, widths)
+    if found is not None:
+        weights.begin_at(found)
     if weights.bundle.manifest.adapter:
         parameters, base = weights.arena.parameters, weights.frozen()
         weights.begin(adapter_init.restore(parameters, header, run, base, weights.bundle))

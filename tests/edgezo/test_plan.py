@@ -20,7 +20,8 @@ from edgezo.plan import planner
 from edgezo.plan.amounts import parse_memory, parse_time
 from edgezo.plan.measured import Needs, Opened, Rehearsed
 from edgezo.plan.planner import Limits, families, make_plan
-from edgezo.settings import Settings
+from edgezo.recipe import complete
+from edgezo.settings import RunSettings, Settings
 from edgezo.train import resume
 from edgezo.train import train as run_training
 from edgezo.training_data import prepare
@@ -114,7 +115,7 @@ def test_parts_add_up_to_the_whole(
         labels = ("good film", "good story", "good music band")
         rows = ({"text": words(i, 5), "label": labels[i % 3]} for i in range(20))
         path = write_rows(tmp_path / "shared.jsonl", rows)
-    settings = Settings(bundle="", data=str(path), out="", batch_size=7)
+    settings = RunSettings(bundle="", data=str(path), out="", batch_size=7)
     found = prepare(model, settings)
     indices = np.array([3, 14, 8, 9, 1, 12, 6])
     whole = found.batch(indices)
@@ -135,7 +136,7 @@ def test_parts_add_up_to_the_whole(
 
 
 def test_a_batch_that_fits_is_not_cut(model: Model, data: Path) -> None:
-    found = prepare(model, Settings(bundle="", data=str(data / "train.jsonl"), out=""))
+    found = prepare(model, RunSettings(bundle="", data=str(data / "train.jsonl"), out=""))
     batch = parted(found.batch, 8, "loss")(np.arange(8))
     assert not isinstance(batch, PartedBatch)
 
@@ -203,6 +204,7 @@ ONE_SLOT = ("sgd", "adagrad", "rmsprop", "lion")
 STATE = {"adamw": 400 * MB, "zo-adam": 400 * MB} | dict.fromkeys(ONE_SLOT, 200 * MB)
 #: Peak of each rehearsal on whole batches; half of what is above the weights goes with the rows.
 PEAK = {"ip-sgd": 900, "adamw": 1500, "sgd": 1300, "hift-adamw": 700, "addax": 950, "mezo": 600}
+PEAK["fzoo"] = 580  # the recipe
 
 
 class FakeStage:
@@ -214,7 +216,7 @@ class FakeStage:
 
     runs: ClassVar[list[tuple[str, int]]] = []
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
 
     def __enter__(self) -> FakeStage:
@@ -257,16 +259,26 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeStage]:
     for module in (planner, plan_limit):
         monkeypatch.setattr(module, "Stage", FakeStage)
     monkeypatch.setattr(planner, "free_bytes", lambda: None)
+    monkeypatch.setattr(planner, "complete", completed)
     FakeStage.runs.clear()
     return FakeStage
 
 
-GIVEN = {"bundle": "b", "data": "d", "out": "o"}
+GIVEN: dict[str, Any] = {"bundle": "b", "data": "d", "out": "o"}
+RUN = RunSettings(**GIVEN)
+
+
+def completed(asked: Settings) -> RunSettings:
+    """Stands for the recipe of a bundle."""
+    if asked.method is None:
+        steps = asked.steps or 300
+        asked = dataclasses.replace(asked, method="fzoo", tune="upper", steps=steps)
+    return complete(asked)
 
 
 def planned(megabytes: float, seconds: float | None = None) -> planner.Plan:
     limits = Limits(round(megabytes * MB), seconds)
-    return make_plan(Settings(**GIVEN), limits, None, lambda line: None)
+    return make_plan(Settings(**GIVEN), limits, lambda line: None)
 
 
 def test_every_method_is_planned_once() -> None:
@@ -276,14 +288,15 @@ def test_every_method_is_planned_once() -> None:
 
 def test_methods_differ_by_state_and_own_work(fake: type[FakeStage]) -> None:
     plan = planned(2000)
-    found = {each.method: each for each in plan.alternatives}
-    assert list(found)[: len(planner.ORDER)] == list(planner.ORDER)
+    titles = [each.title for each in plan.alternatives]
+    assert titles[:6] == [*planner.GRADIENTS, "fzoo (recipe)", "mezo"]
+    found = {each.run.method: each for each in plan.alternatives if not each.recipe}
     assert found.keys() | plan.unavailable.keys() == METHODS.keys()
     assert plan.unavailable == {"qzo": "no scales", "addax-wa": "the process ended"}
     peaks = {"adamw": 1500, "lion": 1300, "sgd": 1300, "lomo": 900, "mezo": 600, "zo-adam": 1000}
     for name, peak in peaks.items():
         assert found[name].peak == peak * MB
-        assert found[name].fits and found[name].micro_batch is None
+        assert found[name].fits and found[name].run.micro_batch is None
     # 0.003 s a cell and 0.08 s a pass; 100 steps of 320 cells, 0.5 s of its own, 4 s around them.
     assert found["adamw"].seconds == pytest.approx(4 + 100 * 1.54)
     assert found["lomo"].seconds == pytest.approx(4 + 100 * 2.58)
@@ -297,7 +310,8 @@ def test_methods_differ_by_state_and_own_work(fake: type[FakeStage]) -> None:
         (1400, "adamw", 10),
         (1000, "hift-adamw", None),
         (690, "hift-adamw", 8),
-        (590, "mezo", 3),
+        (620, "fzoo", None),
+        (590, "fzoo", 8),
         (560, None, None),
     ],
 )
@@ -305,20 +319,23 @@ def test_the_pick_fits(
     fake: type[FakeStage], megabytes: int, method: str | None, rows: int | None
 ) -> None:
     pick = planned(megabytes).pick
-    assert (pick and pick.method, pick and pick.micro_batch) == (method, rows)
-    if pick:
+    if pick is None:
+        assert method is None
+    else:
+        assert (pick.run.method, pick.run.micro_batch) == (method, rows)
         most = plan_limit.SAFE * megabytes * MB
         assert pick.peak <= most
         if rows:
-            assert pick.peak == pytest.approx(FakeStage(Settings(**GIVEN)).peak(pick.method, rows))
-            assert FakeStage(Settings(**GIVEN)).peak(pick.method, rows + 1) > most
+            stage = FakeStage(RUN)
+            assert pick.peak == pytest.approx(stage.peak(pick.run.method, rows))
+            assert stage.peak(pick.run.method, rows + 1) > most
 
 
 def test_what_this_machine_has_no_room_for_is_not_rehearsed(
     fake: type[FakeStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planner, "free_bytes", lambda: 750 * MB)
-    found = {each.method: each for each in planned(750).alternatives}
+    found = {each.run.method: each for each in planned(750).alternatives}
     assert ("sgd", 16) in fake.runs and ("adamw", 16) not in fake.runs
     assert found["adamw"].peak == 1500 * MB and not found["adamw"].fits
 
@@ -326,7 +343,7 @@ def test_what_this_machine_has_no_room_for_is_not_rehearsed(
 @pytest.mark.parametrize(("seconds", "steps"), [(100, 62), (1000, 100), (60, 36)])
 def test_time_chooses_the_steps(fake: type[FakeStage], seconds: float, steps: int) -> None:
     pick = planned(2000, seconds).pick
-    assert pick and (pick.method, pick.steps) == ("adamw", steps)
+    assert pick and (pick.run.method, pick.run.steps) == ("adamw", steps)
     assert pick.seconds <= seconds < pick.seconds + 1.54 or steps == pick.usual
 
 
@@ -335,19 +352,21 @@ def test_a_method_that_hardly_starts_gives_way(
 ) -> None:
     monkeypatch.setattr(planner, "HIFT_STEPS", 20)
     pick = planned(2000, 60).pick
-    assert pick and (pick.method, pick.steps) == ("hift-adamw", 20)
+    assert pick and (pick.run.method, pick.run.steps) == ("hift-adamw", 20)
 
 
-def choose(megabytes: float, **given: Any) -> Settings:
-    limit = round(megabytes * MB)
-    return planner.choose({**GIVEN, **given}, "the test", limit, lambda line: None)
+def choose(megabytes: float, **given: Any) -> RunSettings:
+    asked = Settings(**GIVEN, **given)
+    return planner.choose(asked, round(megabytes * MB), lambda line: None)
 
 
 def test_the_plans_method_is_taken_where_none_is_named(fake: type[FakeStage]) -> None:
     chosen = choose(1000)
     assert (chosen.method, chosen.steps, chosen.micro_batch) == ("hift-adamw", 300, None)
     assert choose(1000, steps=7).steps == 7
-    with pytest.raises(InputError, match="nothing fits in --memory 560 MB: mezo needs the least"):
+    with pytest.raises(
+        InputError, match=r"nothing fits in --memory 560 MB: fzoo .recipe. needs the least"
+    ):
         choose(560)
 
 
@@ -392,6 +411,8 @@ def test_the_plan_on_the_command_line(fake: type[FakeStage]) -> None:
     mezo = next(each for each in found["alternatives"] if each["method"] == "mezo")
     assert mezo == {
         "method": "mezo",
+        "tune": "full",
+        "recipe": False,
         "steps": 387,
         "predicted_peak_rss_mb": 600.0,
         "predicted_seconds": 600.0,
@@ -399,7 +420,7 @@ def test_the_plan_on_the_command_line(fake: type[FakeStage]) -> None:
     }
     table = called(*words)
     assert re.search(r"^adamw +1312 +2:46 +100 +10 +yes$", table.out, re.M)
-    assert "not qzo: no scales" in table.out and "take --method adamw --steps 100" in table.out
+    assert "not qzo: no scales" in table.out and "take --method adamw and --steps 100" in table.out
     none = called("plan", "b", "--data", "d", "--memory", "510MB")
     assert none.status == 0 and "nothing fits in --memory 510 MB" in none.out
     refused(called("plan", "b", "--data", "d", "--memory", "510"), 2, "give a size such as 700MB")

@@ -1,0 +1,107 @@
+"""Hidden states of a graph that does not return them: what its last projection reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgezo_runtime import wire
+from edgezo_runtime.bundle import GRAPH, Bundle, Port
+from edgezo_runtime.errors import InputError
+
+_PROJECTIONS = ("MatMul", "MatMulNBits", "Gemm")
+_QUESTIONS = ("positions", "targets", "candidates")
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """A bundle whose graph returns what its last projection reads.
+
+    Attributes:
+        bundle: with one more output.
+        output: its name.
+        weight: the parameter that the projection multiplies with, or rows of it; None if there is
+            no such one parameter.
+    """
+
+    bundle: Bundle
+    output: str
+    weight: str | None
+
+
+def reveal(bundle: Bundle, output: str) -> Revealed:
+    """Returns `bundle` with one more output: what the projection to `output` reads.
+
+    Of a text graph these are the last hidden states at the answers' positions, (answers, hidden):
+    positions are gathered before the projection. No file is changed.
+
+    Args:
+        bundle: its graph is edited in memory.
+        output: of the graph, which a linear layer ends in.
+
+    Raises:
+        InputError: no linear layer leads to the output, or the graph is damaged.
+    """
+    model = bundle.read_graph()
+    data = {port.name for port in bundle.manifest.inputs} - {*_QUESTIONS}
+    try:
+        name, others = _projected(model, output, data)
+    except (StopIteration, ValueError) as error:
+        raise InputError(f"the graph of {bundle.folder} is damaged: {error}") from error
+    if name is None:
+        raise InputError(
+            f"the graph of {bundle.folder} has no linear layer before its output {output!r}, whose "
+            "features could be taken"
+        )
+    manifest = bundle.manifest
+    outputs = (*manifest.outputs, Port(name, "float32", ("answers", "hidden")))
+    graphs = {**bundle.adapted, GRAPH: _with_output(model, name)}
+    revealed = dataclasses.replace(manifest, outputs=outputs)
+    weights = sorted(others & {parameter.name for parameter in manifest.parameters})
+    edited = dataclasses.replace(bundle, manifest=revealed, adapted=graphs)
+    return Revealed(edited, name, weights[0] if len(weights) == 1 else None)
+
+
+def _projected(model: bytes, output: str, data: set[str]) -> tuple[str | None, set[str]]:
+    """Returns what the last projection before `output` multiplies, and what it multiplies with."""
+    makers: dict[str, tuple[str, list[str]]] = {}
+    late = set(data)  # what depends on the data
+    graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
+    for number, _, node in wire.fields(graph):
+        if number == wire.GRAPH_NODE:
+            inputs = wire.texts(node, wire.NODE_INPUT)
+            made = wire.texts(node, wire.NODE_OUTPUT)
+            makers |= dict.fromkeys(made, (wire.text(node, wire.NODE_OPERATOR), inputs))
+            if not late.isdisjoint(inputs):
+                late.update(made)
+    name: str | None = output
+    while name in makers:
+        operator, inputs = makers[name]
+        name = next((each for each in inputs if each in late), None)
+        if operator in _PROJECTIONS:
+            return name, _ancestors([each for each in inputs if each != name], makers)
+    return None, set()
+
+
+def _ancestors(names: list[str], makers: Mapping[str, tuple[str, list[str]]]) -> set[str]:
+    """Returns `names` and all that they are made of."""
+    found, open_ = set(names), list(names)
+    while open_:
+        for each in makers.get(open_.pop(), ("", []))[1]:
+            if each not in found:
+                found.add(each)
+                open_.append(each)
+    return found
+
+
+def _with_output(model: bytes, name: str) -> bytes:
+    output = wire.delimited(wire.VALUE_NAME, name.encode())  # ONNX Runtime infers its type
+    edited = bytearray()
+    for number, raw, payload in wire.fields(memoryview(model)):
+        if number == wire.MODEL_GRAPH:
+            graph = bytes(payload) + wire.delimited(wire.GRAPH_OUTPUT, output)
+            edited += wire.delimited(wire.MODEL_GRAPH, graph)
+        else:
+            edited += raw
+    return bytes(edited)
