@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from edgezo_runs import called, command_line, refused, result_of, run, words, write_rows
+from foreign_files import classifier, save
 
 from edgezo.callbacks import Callback
 from edgezo.objectives import OBJECTIVES, parted
@@ -26,6 +27,7 @@ from edgezo.train import resume
 from edgezo.train import train as run_training
 from edgezo.training_data import prepare
 from edgezo_export.gradients.bundle import add_to_bundle
+from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_runtime import memory
 from edgezo_runtime.batch import CandidateLoss, OptionLoss, TokenLoss
 from edgezo_runtime.bundle import open_bundle
@@ -133,6 +135,17 @@ def test_parts_add_up_to_the_whole(
         for name, gradient in expected.items():
             scale = np.abs(gradient).max()
             np.testing.assert_allclose(sums[name], gradient, atol=2e-5 * scale, err_msg=name)
+
+
+def test_parts_of_arrays_add_up_too(tmp_path: Path) -> None:
+    onnx_to_bundle(save(classifier(), tmp_path / "model.onnx"), tmp_path / "b.edgezo")
+    arrays = load(tmp_path / "b.edgezo", threads=1)
+    noise = np.random.default_rng(0).normal(size=(10, 2, 6, 6)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", image=noise, label=np.arange(10) % 3)
+    found = prepare(arrays, RunSettings(bundle="", data=str(tmp_path / "d.npz"), out=""))
+    indices = np.array([3, 9, 8, 0, 1, 2, 6])
+    parts = parted(found.batch, 3, "loss")(indices)
+    assert parts.loss(arrays) == pytest.approx(found.batch(indices).loss(arrays), rel=1e-6)
 
 
 def test_a_batch_that_fits_is_not_cut(model: Model, data: Path) -> None:
