@@ -15,8 +15,9 @@ from edgezo.data.rows import Rows
 from edgezo.generate import generate_batch
 from edgezo.tasks import BaseTask, Generate
 from edgezo.tasks.base import BaseExample
-from edgezo_runtime.batch import BaseBatch, Forward, Outputs
+from edgezo_runtime.batch import ArrayBatch, BaseBatch, Batch, Forward, Outputs
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.parts import PartedBatch
 
 #: Judges what a model answered to some rows: one number, or one for each row; more is better.
 Score = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], ArrayLike]
@@ -31,6 +32,8 @@ LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH = (
     "exact-match",
 )
 OBJECTIVES = (LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH)
+#: Those that are a mean over rows or tokens.
+MEANS = (LOSS, CROSS_ENTROPY)
 #: The metric of generated answers that belongs to an objective.
 ANSWER_METRICS = {F1: "f1", EXACT_MATCH: "em"}
 MAX_TOKENS = 32
@@ -124,6 +127,31 @@ def batch_maker(
         return ScoredBatch(batch, lambda model: judge(model.forward(batch)))
 
     return make
+
+
+def parted(make: BatchMaker, rows: int, objective: str) -> BatchMaker:
+    """Returns what makes batches in parts of at most `rows` rows, with the loss of the whole.
+
+    Raises:
+        InputError: the objective is no mean over rows or tokens.
+    """
+    if objective not in MEANS:
+        raise InputError(
+            f"objective {objective} judges a batch as a whole, so it cannot be cut into "
+            f"micro-batches; use {' or '.join(MEANS)}, or fewer rows with --batch-size"
+        )
+
+    def cut(indices: np.ndarray) -> BaseBatch:
+        if len(indices) <= rows:
+            return make(indices)
+        parts = []
+        for start in range(0, len(indices), rows):
+            part = make(indices[start : start + rows])
+            assert isinstance(part, Batch | ArrayBatch)  # what the objectives above make
+            parts.append(part)
+        return PartedBatch.of(parts)
+
+    return cut
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:

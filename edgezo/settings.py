@@ -56,6 +56,7 @@ class Settings:
         options: the method's other settings by name, as `edgezo methods` lists them.
         steps: number of steps; None: the recipe's, or 1000 where a method is named.
         batch_size: rows per step.
+        micro_batch: rows per pass, to which a step's are cut for less memory; None: all at once.
         lr: learning rate of the first step, or ``"auto"``: found on the first batches; None: the
             recipe's, or the method's default.
         schedule: how the learning rate goes on.
@@ -97,6 +98,7 @@ class Settings:
     options: dict[str, Any] | None = None
     steps: int | None = None
     batch_size: int = 16
+    micro_batch: int | None = None
     lr: float | str | None = None
     schedule: str = "linear"
     eps: float | None = None
@@ -115,6 +117,7 @@ class Settings:
         for name, lowest in (
             ("steps", 1),
             ("batch_size", 1),
+            ("micro_batch", 1),
             ("zo_batch_size", 1),
             ("length_limit", 1),
             ("eval_every", 0),
@@ -137,6 +140,11 @@ class Settings:
                 "keep is best, which needs evaluations: give eval_every, and eval_data or "
                 "eval_examples"
             )
+
+    @property
+    def rows(self) -> int:
+        """Rows per pass."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def adapter(self) -> dict[str, Any] | None:
         """Returns the adapter that is asked for: its kind, and the settings that are given."""

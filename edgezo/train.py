@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
@@ -79,14 +81,9 @@ def train(
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
-    known = METHODS.get(settings.method)
-    if settings.keep == "best" and known is not None and issubclass(known, FirstOrder):
-        raise InputError(
-            f"--keep best goes back to a step through the journal, and a run of {settings.method} "
-            "cannot be replayed: leave --keep out"
-        )
+    check_method(settings)
     data = prepare(model, settings)
-    head = _head_start(model, data, settings)
+    head = head_start(model, data, settings)
     resolved = settings.to_dict() | {"start": PROBE if head else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -115,11 +112,27 @@ def train(
     return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback(), head)
 
 
-def _head_start(model: Model, data: TrainingData, settings: RunSettings) -> HeadStart | None:
+def check_method(settings: RunSettings) -> None:
+    """Raises InputError if the settings ask of their method what it cannot do."""
+    known = METHODS.get(settings.method)
+    if known is None or not issubclass(known, FirstOrder):
+        return
+    if settings.keep == "best":
+        raise InputError(
+            f"--keep best goes back to a step through the journal, and a run of {settings.method} "
+            "cannot be replayed: leave --keep out"
+        )
+    if settings.lr == AUTO:
+        raise InputError(
+            f"--lr auto is not for {settings.method}, which has gradients: give a rate"
+        )
+
+
+def head_start(model: Model, data: TrainingData, settings: RunSettings) -> HeadStart | None:
     """Gives the label words' rows the values that a regression finds, if the settings say so."""
     if settings.start == BASE or (settings.start == AUTO and not can_start(model, data.task)):
         return None
-    head = fit_head(model, data.task, data.train, settings.batch_size)
+    head = fit_head(model, data.task, data.train, settings.rows)
     model.begin_at(head.start)
     return head
 
@@ -183,10 +196,16 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
             )
 
 
-def step_batches(
+def batch_order(
     data: TrainingData, settings: RunSettings
-) -> Callable[[int], tuple[BaseBatch, BaseBatch | None]]:
-    """Returns what makes the batch of a step, and the one of true gradients if it is another."""
+) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+    """Returns what says which examples form the batch of a step.
+
+    It gives two sets of them where true gradients are of another batch than the estimate.
+
+    Raises:
+        InputError: a setting is not one of the method, or the rows cannot be assigned.
+    """
     lengths = [example.length for example in data.train]
     size = settings.batch_size
     if settings.method not in MIXED:
@@ -194,16 +213,11 @@ def step_batches(
             if getattr(settings, name) is not None:
                 raise InputError(f"{name} is a setting of {MIXED[0]}, not of {settings.method}")
         plan = BatchPlan(lengths, size, settings.seed)
-        return lambda step: (data.batch(plan.indices(step)), None)
+        return lambda step: (plan.indices(step), None)
     assign = settings.method == MIXED[0]
     estimated = settings.zo_batch_size or size
     mixed = MixedPlan(lengths, size, estimated, settings.seed, assign, settings.length_limit)
-
-    def both(step: int) -> tuple[BaseBatch, BaseBatch]:
-        estimate, exact = mixed.indices(step)
-        return data.batch(estimate), data.batch(exact)
-
-    return both
+    return mixed.indices
 
 
 def _loop(
@@ -214,7 +228,7 @@ def _loop(
     callback: Callback,
     head: HeadStart | None = None,
 ) -> Result:
-    batches = step_batches(data, settings)
+    order = batch_order(data, settings)
     metrics: Metrics | None = None
     kept = settings.steps
     skipped = tuner.skipped
@@ -240,8 +254,9 @@ def _loop(
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:
             before = time.perf_counter()
-            batch, exact = batches(tuner.step_index + 1)
-            step = tuner.step(batch, exact=exact)
+            chosen, exact = order(tuner.step_index + 1)
+            batch = data.batch(chosen)
+            step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
             seconds = time.perf_counter() - before
             skipped += step.skipped
             metrics_file.write(

@@ -13,7 +13,7 @@ from edgezo.data.mixed import MIXED
 from edgezo.data.rows import Rows
 from edgezo.data.subset import subset
 from edgezo.evaluate import Metrics, evaluate
-from edgezo.objectives import ANSWER_METRICS, LOSS, BatchMaker, batch_maker
+from edgezo.objectives import ANSWER_METRICS, LOSS, BatchMaker, batch_maker, parted
 from edgezo.settings import Settings
 from edgezo.tasks import Generate, Prompt, load_prompt, read_data, task_of
 from edgezo.tasks.base import BaseExample, BaseTask
@@ -77,6 +77,8 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     task = drawn.task
     train_examples = task.encode_rows(drawn.train)
     make = batch_maker(task, drawn.train, train_examples, settings.objective, settings.max_tokens)
+    if settings.micro_batch:
+        make = parted(make, settings.micro_batch, settings.objective)
     notes: dict[str, Any] = {
         "task": task.settings(),
         "data": drawn.sha256,
@@ -84,6 +86,8 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     }
     if settings.method in MIXED:
         notes["order"] |= {n: getattr(settings, n) for n in ("zo_batch_size", "length_limit")}
+    if settings.micro_batch:
+        notes["order"]["micro_batch"] = settings.micro_batch
     if drawn.prompt.columns:
         notes["columns"] = dict(drawn.prompt.columns)
     if settings.objective != LOSS:
@@ -104,11 +108,11 @@ def evaluate_held_out(
     settings: Settings,
 ) -> Metrics:
     """Evaluates held-out examples, and the answers to their rows if the objective judges those."""
-    found = evaluate(model, task, examples, settings.batch_size)
+    found = evaluate(model, task, examples, settings.rows)
     metric = ANSWER_METRICS.get(settings.objective)
     if metric is None or not isinstance(task, Generate) or not isinstance(rows, Rows):
         return found
-    tokens, size = settings.max_tokens, settings.batch_size
+    tokens, size = settings.max_tokens, settings.rows
     return dataclasses.replace(
         found, answers=evaluate_answers(model, task, rows, [metric], tokens, size)
     )

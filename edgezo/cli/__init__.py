@@ -12,6 +12,7 @@ from edgezo_runtime.errors import EdgezoError
 COMMANDS = {
     "demo": "Tune a small language model to an assistant's intents, and show the gain.",
     "export": "Make a bundle of a Hugging Face checkpoint or an ONNX file.",
+    "plan": "Predict memory and time of every method, and pick one.",
     "train": "Tune a bundle on rows of JSONL.",
     "eval": "Measure a bundle or a run on rows of JSONL.",
     "generate": "Continue a prompt with a bundle or a run.",

@@ -26,6 +26,18 @@ device_option = click.option(
 )
 
 
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Most memory that the whole process may take: 700MB, 1.5GB, 2GiB, or auto.",
+)
+
+
+def to_stderr(line: str) -> None:
+    """Tells somebody who waits what is being done."""
+    click.echo(line, err=True)
+
+
 def _unescaped(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
     return None if value is None else value.replace("\\n", "\n")
 

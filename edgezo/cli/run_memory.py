@@ -13,7 +13,7 @@ from edgezo.bench.inference_memory import inference_peak, save_feeds
 from edgezo.bench.processes import WorkerProcess, serve
 from edgezo.cli.adapters import add_adapter
 from edgezo.settings import RunSettings
-from edgezo.train import step_batches
+from edgezo.train import batch_order
 from edgezo.training_data import prepare
 from edgezo.tuner import Tuner
 from edgezo_runtime.memory import peak_bytes, resident_bytes
@@ -60,7 +60,8 @@ class RunWorker:
         run = RunSettings.from_dict(settings, "the comparison")
         bundle = open_adapted(run.bundle, run.adapter(), add_adapter)
         model = load(bundle, tune=run.tune, threads=run.threads)
-        batches = step_batches(prepare(model, run), run)
+        data = prepare(model, run)
+        order = batch_order(data, run)
         tuner = Tuner(
             model,
             method=run.method,
@@ -71,7 +72,10 @@ class RunWorker:
             weight_decay=run.weight_decay,
             samples=run.samples,
         )
-        first = [batches(number) for number in range(1, _BATCHES + 1)]
+        first = [
+            tuple(None if chosen is None else data.batch(chosen) for chosen in order(number))
+            for number in range(1, _BATCHES + 1)
+        ]
         batch, exact = max(first, key=lambda pair: sum(a.size for a in pair[0].feeds().values()))
         for _ in range(_STEPS):
             tuner.step(batch, exact=exact)

@@ -9,9 +9,17 @@ import click
 
 from edgezo import recipe
 from edgezo.cli.adapters import add_adapter
-from edgezo.cli.common import as_json, megabytes, print_json, subcommand
+from edgezo.cli.common import (
+    as_json,
+    megabytes,
+    memory_option,
+    print_json,
+    subcommand,
+    to_stderr,
+)
 from edgezo.cli.progress import RunProgress
 from edgezo.cli.run_options import run_options
+from edgezo.plan.amounts import parse_memory
 from edgezo.report import write_report
 from edgezo.settings import Settings
 from edgezo.train import Result, train
@@ -21,19 +29,28 @@ from edgezo_runtime.memory import peak_bytes
 @subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
 @click.argument("bundle", required=False)
 @run_options()
+@memory_option
 @as_json
-def command(config: Path | None, as_json: bool, **flags: Any) -> None:
+def command(config: Path | None, memory: str | None, as_json: bool, **flags: Any) -> None:
     """Tune BUNDLE with forward passes only, in the memory of inference.
 
     Rows are {"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}, or other
     columns that --template names. Where no --method is named, a recipe that suits the model chooses
     it, its settings, what is tuned and the number of steps. The run can be stopped with Ctrl-C and
     continued with `edgezo resume`.
+
+    With --memory the run is rehearsed first. Where it would take more, rows go through the model in
+    smaller parts, or the run is refused; where no method is named, the plan picks one.
     """
     asked = Settings.resolve(flags, config)
-    settings = recipe.complete(asked)
-    if asked.method is None:
-        click.echo(f"the recipe: {recipe.told(settings)}", err=True)
+    if memory is not None:
+        from edgezo.plan.planner import choose
+
+        settings = choose(asked, parse_memory(memory), to_stderr)
+    else:
+        settings = recipe.complete(asked)
+        if asked.method is None:
+            to_stderr(f"the recipe: {recipe.told(settings)}")
     with RunProgress(settings.steps) as progress:
         result = train(settings, progress, add=add_adapter)
     finish(result, as_json)

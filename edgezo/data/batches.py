@@ -94,6 +94,12 @@ def eval_batches(
     """
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; use 1 or more")
+    for indices in eval_indices(examples, batch_size):
+        yield indices, task.collate([examples[i] for i in indices])
+
+
+def eval_indices(examples: Sequence[BaseExample], batch_size: int) -> Iterator[np.ndarray]:
+    """Yields which examples form each batch of `eval_batches`."""
     order = np.argsort([example.length for example in examples], kind="stable").astype(np.int64)
     start = 0
     while start < len(order):
@@ -102,8 +108,7 @@ def eval_batches(
         while end < len(order) and sequences + examples[order[end]].sequences <= batch_size:
             sequences += examples[order[end]].sequences
             end += 1
-        indices = order[start:end]
-        yield indices, task.collate([examples[i] for i in indices])
+        yield order[start:end]
         start = end
 
 

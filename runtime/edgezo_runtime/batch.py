@@ -59,6 +59,10 @@ class Objective(abc.ABC):
         tally = self.tally(outputs)
         return tally.loss / tally.units
 
+    def units(self, answers: int) -> int:
+        """Returns how many things the loss of a batch with so many answers averages over."""
+        return answers
+
     def predictions(self, outputs: Outputs) -> np.ndarray | None:
         """Returns the predicted label of each row, (rows,) int64, or None if there is none."""
         return None
@@ -135,6 +139,9 @@ class OptionLoss(Objective):
             return tally
         chosen = zip(scores.argmax(axis=1), self.accepted, strict=True)
         return dataclasses.replace(tally, correct=sum(index in right for index, right in chosen))
+
+    def units(self, answers: int) -> int:
+        return len(self.labels)
 
     def predictions(self, outputs: Outputs) -> np.ndarray:
         return self.scores(outputs).argmax(axis=1)

@@ -17,6 +17,7 @@ from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.generation import GenerationSession
+from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.start import Start
@@ -251,7 +252,10 @@ class Model:
         if keep not in self._gradients:
             weights = self.weights.arrays()
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
-        return self._gradients[keep].run(batch, names, take)
+        session = self._gradients[keep]
+        if isinstance(batch, PartedBatch):
+            return batch.descend(lambda part, add: session.run(part, names, add), take)
+        return session.run(batch, names, take)
 
 
 def load(

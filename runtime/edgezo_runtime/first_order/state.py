@@ -50,6 +50,11 @@ class State:
         """Bytes of all slots."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    def nbytes_of(self, name: str) -> int:
+        """Bytes of what all slots hold of the parameter `name`."""
+        places = (self._places[slot, name] for slot in self.arrays)
+        return sum(4 * (place.stop - place.start) for place in places)
+
     def of(self, slot: str, name: str) -> np.ndarray:
         """Returns what `slot` holds of the parameter `name`: flat, to be changed in place."""
         return self.arrays[slot][self._places[slot, name]]

@@ -142,6 +142,11 @@ class Method(abc.ABC):
         """Bytes that it keeps between steps besides the weights."""
         return sum(np.dtype(d).itemsize * n for d, n in self.state_layout().values())
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of it that are in memory at once: all."""
+        return self.state_bytes
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that, with the seed, make this method again."""
         return dict(self.chosen)

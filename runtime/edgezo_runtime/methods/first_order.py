@@ -111,6 +111,11 @@ class FirstOrder:
         """Bytes that it keeps between steps besides the weights, in memory or on disk."""
         return self._state.nbytes
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of it that are in memory at once."""
+        return self.state_bytes
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that, with the seed, make this method again."""
         return dict(self.chosen)

@@ -51,6 +51,10 @@ class Hift(FirstOrder):
     def state(self) -> dict[str, np.ndarray]:
         return {**super().state, "rate": self._rate}
 
+    @property
+    def resident_bytes(self) -> int:
+        return max(sum(map(self._state.nbytes_of, group)) for group in self.groups)
+
     def names(self, number: int) -> tuple[str, ...]:
         return self.groups[(number - 1) % len(self.groups)]
 
