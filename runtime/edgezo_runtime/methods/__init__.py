@@ -15,6 +15,7 @@ from edgezo_runtime.methods.base import Probe as Probe
 from edgezo_runtime.methods.conservative import ZoSgdCons
 from edgezo_runtime.methods.es import EvolutionStrategies
 from edgezo_runtime.methods.first_order import FIRST_ORDER, FirstOrder
+from edgezo_runtime.methods.forward_grad import ForwardGrad
 from edgezo_runtime.methods.fzoo import Fzoo
 from edgezo_runtime.methods.hessian import Helene, Hizoo
 from edgezo_runtime.methods.hift import HIFT
@@ -56,6 +57,7 @@ FORWARD_ONLY: dict[str, type[Method]] = {
         SparseMezo,
         Lozo,
         SubZero,
+        ForwardGrad,
     )
 }
 
