@@ -2,8 +2,8 @@
 
 Example::
 
-    model = edgezo.load("smollm2.edgezo")
-    tuner = edgezo.Tuner(model, method="mezo", lr=1e-5, eps=1e-3, seed=0)
+    model = edgezo.load("smollm2.edgezo", tune="upper")
+    tuner = edgezo.Tuner(model, seed=0)
     for batch in edgezo.batches("train.jsonl", model, task="classify", batch_size=16):
         step = tuner.step(batch)
     tuner.save("run/")

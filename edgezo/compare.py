@@ -17,8 +17,9 @@ from edgezo.callbacks import Callback
 from edgezo.data.rows import Rows
 from edgezo.data.subset import demonstrations
 from edgezo.finite_json import finite_json
+from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.settings import AUTO, Settings
+from edgezo.settings import AUTO, RunSettings, Settings
 from edgezo.tasks.prompts import names
 from edgezo.tasks.shots import show_shots
 from edgezo.train import Result, resume, train
@@ -30,6 +31,8 @@ from edgezo_runtime.model import load
 
 RESULTS = "results.jsonl"
 ZERO_SHOT = "zero-shot"
+#: The line of the table without a method of its own: what `edgezo train` does by default.
+DEFAULT = "default"
 BASELINE = "baseline"
 #: What an evaluation is judged by: the first of these that it has.
 SCORES = ("accuracy", "f1", "em")
@@ -43,7 +46,7 @@ class Run:
 
     task: str
     method: str
-    settings: Settings
+    settings: RunSettings
 
     @property
     def settings_id(self) -> str:
@@ -67,7 +70,7 @@ def plan(
         tasks: settings of each task: ``data`` and ``eval_data``, and what is its own. A name of the
             catalogue of prompts brings its prompt.
         methods: settings of each line of the table: ``method`` if it is not its name, a learning
-            rate, and so on.
+            rate, and so on. The line ``default`` is the recipe of a run without a method.
         seeds: of the runs.
         settings: of all runs.
         out: each run's folder is ``out/TASK/METHOD/seed-N``.
@@ -81,8 +84,10 @@ def plan(
         for method, of_method in methods.items():
             for seed in seeds:
                 folder = {"bundle": bundle, "out": str(out / task / method / f"seed-{seed}")}
-                values = {**settings, **known, **of_task, "method": method, **of_method}
-                made = Settings.from_dict({**values, **folder, "seed": seed}, f"{task} {method}")
+                called = None if method == DEFAULT else method
+                values = {**settings, **known, **of_task, "method": called, **of_method}
+                asked = Settings.from_dict({**values, **folder, "seed": seed}, f"{task} {method}")
+                made = complete(asked)
                 if made.method not in METHODS:
                     raise InputError(
                         f"method {made.method!r} is unknown; use one of " + ", ".join(METHODS)
@@ -248,12 +253,12 @@ def _baselines(run: Run, shots: int | None) -> Iterator[tuple[str, int, int | No
         yield f"{shots}-shot", shots, run.settings.seed
 
 
-def _of_base(settings: Settings) -> Settings:
+def _of_base(settings: RunSettings) -> RunSettings:
     """Returns what the zero-shot row of a task depends on."""
     kept = ("bundle", "data", "eval_data", "out", "prompt", "task", "template", "label_words")
     kept += ("examples", "shots", "eval_examples", "objective", "max_tokens", "batch_size", "seed")
     values = {name: getattr(settings, name) for name in (*kept, "device", "threads")}
-    return Settings(**values)
+    return RunSettings(**values)
 
 
 def _untuned(run: Run, shots: int) -> dict[str, Any]:

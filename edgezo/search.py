@@ -14,8 +14,9 @@ from edgezo.adapted import AddAdapter
 from edgezo.callbacks import Callback
 from edgezo.compare import advance, check_same
 from edgezo.evaluate import Metrics
+from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.settings import Settings
+from edgezo.settings import RunSettings, Settings
 from edgezo_runtime import journal
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.tuning import MAX_CONSECUTIVE_SKIPS
@@ -46,7 +47,7 @@ class Trial:
 def search(
     settings: Settings,
     grid: Mapping[str, Sequence[Any]],
-    watch: Callable[[Mapping[str, Any], Settings], contextlib.AbstractContextManager[Callback]],
+    watch: Callable[[Mapping[str, Any], RunSettings], contextlib.AbstractContextManager[Callback]],
     report: Callable[[Trial], None],
     add: AddAdapter | None = None,
 ) -> list[Trial] | None:
@@ -75,6 +76,7 @@ def search(
         Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
         Optimization", AISTATS 2016.
     """
+    settings = complete(settings)
     names, columns = list(grid), list(grid.values())
     choices = [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
     rounds = max(len(choices) - 1, 0).bit_length()
@@ -104,18 +106,18 @@ def search(
 
 
 def _advance(
-    settings: Settings,
+    settings: RunSettings,
     chosen: Mapping[str, Any],
     steps: int,
     unit: int,
-    watch: Callable[[Mapping[str, Any], Settings], contextlib.AbstractContextManager[Callback]],
+    watch: Callable[[Mapping[str, Any], RunSettings], contextlib.AbstractContextManager[Callback]],
     add: AddAdapter | None,
 ) -> Trial | None:
     """Takes the run of one choice to `steps`; None if it was stopped before."""
     name = ",".join(f"{key}={value}" for key, value in chosen.items())
     folder = str(Path(settings.out) / name)
     values = {**settings.to_dict(), **chosen, "out": folder, "eval_every": unit}
-    own = Settings.from_dict(values, "the search")
+    own = RunSettings.from_dict(values, "the search")
     run = RunFolder(folder)
     if is_run(run.path):
         check_same(own)

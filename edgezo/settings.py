@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.select import ADAPTERS
+from edgezo_runtime.select import ADAPTERS, FULL
 
 KEEP = ("last", "best")
 METHOD_SETTINGS = ("eps", "weight_decay", "samples")  # those with a name of their own here
@@ -21,7 +21,7 @@ ADAPTER_SETTINGS = ("rank", "alpha", "target", "rslora", "virtual_tokens")
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what a run does.
+    """Everything that decides what a run does; `edgezo.recipe.complete` chooses what is open.
 
     Attributes:
         bundle: the base bundle.
@@ -38,7 +38,8 @@ class Settings:
         template: the prompt, with columns in braces; None: the task's own.
         label_words: the word for each label, in the labels' order; None: from the data.
         tune: what is trained: ``"full"``, an adapter, or words and patterns of parameter names
-            with commas between them; see `edgezo_runtime.select`.
+            with commas between them; see `edgezo_runtime.select`. None: as the recipe says, or
+            everything where a method is named.
         rank: of LoRA; None: 8.
         alpha: of LoRA; None: 16.
         target: LoRA's modules by the last parts of their names, or by patterns, or ``all-linear``;
@@ -47,16 +48,16 @@ class Settings:
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
         objective: what a step lowers; see `edgezo.objectives.batch_maker`.
         max_tokens: longest answer, where the objective judges generated text.
-        method: a name from `edgezo methods`.
+        method: a name from `edgezo methods`; None: the recipe's, with its settings.
         options: the method's other settings by name, as `edgezo methods` lists them.
-        steps: number of steps.
+        steps: number of steps; None: the recipe's, or 1000 where a method is named.
         batch_size: rows per step.
         lr: learning rate of the first step, or ``"auto"``: found on the first batches; None: the
-            method's default.
+            recipe's, or the method's default.
         schedule: how the learning rate goes on.
-        eps: perturbation scale; None: the method's default.
+        eps: perturbation scale; None: likewise.
         weight_decay: decoupled, for matrices.
-        samples: directions per step, for methods that have several; None: the method's default.
+        samples: directions per step, for methods that have several; None: likewise.
         zo_batch_size: of Addax, rows a step of its estimate; None: `batch_size`.
         length_limit: of Addax, the longest rows that true gradients are taken of, in tokens; None:
             the median.
@@ -79,7 +80,7 @@ class Settings:
     task: str | None = None
     template: str | None = None
     label_words: tuple[str, ...] | None = None
-    tune: str = "full"
+    tune: str | None = None
     rank: int | None = None
     alpha: float | None = None
     target: tuple[str, ...] | None = None
@@ -87,9 +88,9 @@ class Settings:
     virtual_tokens: int | None = None
     objective: str = "loss"
     max_tokens: int = 32
-    method: str = "mezo"
+    method: str | None = None
     options: dict[str, Any] | None = None
-    steps: int = 1000
+    steps: int | None = None
     batch_size: int = 16
     lr: float | str | None = None
     schedule: str = "linear"
@@ -132,7 +133,9 @@ class Settings:
 
     def adapter(self) -> dict[str, Any] | None:
         """Returns the adapter that is asked for: its kind, and the settings that are given."""
-        return adapter_request(self.tune, {name: getattr(self, name) for name in ADAPTER_SETTINGS})
+        return adapter_request(
+            self.tune or FULL, {name: getattr(self, name) for name in ADAPTER_SETTINGS}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values, as `settings.yaml` holds them."""
@@ -140,7 +143,7 @@ class Settings:
         return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
     @classmethod
-    def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    def resolve(cls, flags: Mapping[str, Any], config: Path | None = None) -> Self:
         """Merges `flags` (None: not given) over the YAML file `config` over the defaults.
 
         Raises:
@@ -154,7 +157,7 @@ class Settings:
         return cls.from_dict(values, str(config) if config else "the command line")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> Settings:
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> Self:
         """Makes settings of plain `values`; `source` is named in errors."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         clean: dict[str, Any] = {}
@@ -171,6 +174,15 @@ class Settings:
                 flag = "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} is missing: give {flag}")
         return cls(**clean)
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """Settings of a run, with nothing left open; the defaults are those of a named method."""
+
+    tune: str = FULL
+    method: str = "mezo"
+    steps: int = 1000
 
 
 def adapter_request(tune: str, given: Mapping[str, Any]) -> dict[str, Any] | None:

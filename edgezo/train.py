@@ -13,8 +13,9 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
+from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import ADAPTER_SETTINGS, AUTO, Settings
+from edgezo.settings import ADAPTER_SETTINGS, AUTO, RunSettings, Settings
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
@@ -64,7 +65,7 @@ def train(
     """Tunes a bundle as `settings` say.
 
     Args:
-        settings: of the run.
+        settings: of the run; what they leave open is completed by the recipe.
         callback: watches it.
         model: the settings' bundle if it is loaded already.
         add: puts the settings' adapter into a bundle that has none.
@@ -73,6 +74,7 @@ def train(
         InputError: bad settings, data or bundle.
         EdgezoError: a full disk, or a run that diverged.
     """
+    settings = complete(settings)
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
@@ -110,7 +112,7 @@ def train(
     return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
 
 
-def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
+def _first_batches(data: TrainingData, settings: RunSettings) -> list[BaseBatch]:
     plan = BatchPlan([e.length for e in data.train], settings.batch_size, settings.seed)
     return [data.batch(plan.indices(number)) for number in range(1, PROBES + 1)]
 
@@ -129,7 +131,7 @@ def resume(
     """
     callback = callback or Callback()
     run = RunFolder.open(path)
-    settings = Settings.from_dict(
+    settings = RunSettings.from_dict(
         run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
     )
     header = journal.read(run.journal).header
@@ -147,7 +149,7 @@ def resume(
     return _loop(tuner, run, settings, data, callback)
 
 
-def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolder) -> None:
+def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFolder) -> None:
     """Raises InputError where a run's settings were edited: its journal fixes them."""
     fixed = {
         "tune": header["tune"],
@@ -169,7 +171,7 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
 
 
 def _batches(
-    data: TrainingData, settings: Settings
+    data: TrainingData, settings: RunSettings
 ) -> Callable[[int], tuple[BaseBatch, BaseBatch | None]]:
     """Returns what makes the batch of a step, and the one of true gradients if it is another."""
     lengths = [example.length for example in data.train]
@@ -192,7 +194,7 @@ def _batches(
 
 
 def _loop(
-    tuner: Tuner, run: RunFolder, settings: Settings, data: TrainingData, callback: Callback
+    tuner: Tuner, run: RunFolder, settings: RunSettings, data: TrainingData, callback: Callback
 ) -> Result:
     batches = _batches(data, settings)
     metrics: Metrics | None = None

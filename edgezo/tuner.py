@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgezo.recipe import recipe_for
 from edgezo.run_folder import RunFolder
 from edgezo.settings import METHOD_SETTINGS
 from edgezo_runtime import adapter_init, journal, snapshot
@@ -55,21 +56,22 @@ class Step:
 class Tuner:
     r"""Tunes a model in place, one batch at a time.
 
-    With the default method each step costs two forward passes and no memory beyond inference:
+    With MeZO each step costs two forward passes and no memory beyond inference:
     :math:`\theta \leftarrow \theta - \eta\, g z` with the slope :math:`g` of the loss along a
     random direction :math:`z`.
 
     Args:
         model: from `edgezo.load`; its weights change.
-        method: a name from `edgezo methods`.
+        method: a name from `edgezo methods`; None: the recipe's for what the model tunes, with its
+            `lr`, `eps` and `samples` (see `edgezo.recipe`).
         options: the method's other settings by name.
-        lr: learning rate of the first step; None: the method's default.
+        lr: learning rate of the first step; None: the recipe's or the method's default.
         probe: batches to find the learning rate on, if there is no `lr`; nothing is learnt from
             them.
-        eps: perturbation scale, in units of the weights; None: the method's default.
+        eps: perturbation scale, in units of the weights; None: likewise.
         seed: names every random choice.
         weight_decay: decoupled, for matrices.
-        samples: directions per step, for methods that have several; None: the method's default.
+        samples: directions per step, for methods that have several; None: likewise.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``; the last two need `steps`.
         steps: the run's length.
         run: keep the journal in this folder from the first step on, so that a crash loses nothing;
@@ -82,7 +84,8 @@ class Tuner:
 
     Example::
 
-        tuner = edgezo.Tuner(model, lr=1e-5)
+        model = edgezo.load("smollm2.edgezo", tune="upper")
+        tuner = edgezo.Tuner(model)
         for batch in edgezo.batches("train.jsonl", model, batch_size=16):
             print(tuner.step(batch).loss)
 
@@ -94,7 +97,7 @@ class Tuner:
         self,
         model: Model,
         *,
-        method: str = "mezo",
+        method: str | None = None,
         options: Mapping[str, Any] | None = None,
         lr: float | None = None,
         probe: Sequence[BaseBatch] | None = None,
@@ -120,6 +123,12 @@ class Tuner:
         learning_rate(0.0, schedule, 1, steps)
         Direction(seed, 1)  # refuses a seed out of range
         self.model = model
+        if method is None:
+            recipe = recipe_for(model.bundle.manifest, model.weights.tune)
+            method = recipe.method
+            eps = recipe.eps if eps is None else eps
+            samples = recipe.samples if samples is None else samples
+            lr = recipe.lr if lr is None and probe is None else lr
         given = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})

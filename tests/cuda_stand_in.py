@@ -5,6 +5,7 @@ Sessions run on the CPU over the same memory.
 
 from __future__ import annotations
 
+import ctypes
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,8 @@ _LAST_BLOCK = BLOCK_SIZE - 1
 class Array(np.ndarray):
     """A NumPy array with the parts of CuPy's that the CUDA device uses."""
 
+    memory: object = None
+
     @property
     def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
@@ -46,6 +49,14 @@ class _Memory:
         raw = np.full(size + 512, 0xAA, np.uint8)
         skip = -raw.__array_interface__["data"][0] % 512
         self.bytes = raw[skip : skip + size]
+
+
+class _Unowned:
+    """Memory that somebody else keeps."""
+
+    def __init__(self, address: int, size: int, owner: object, device: int) -> None:
+        self.owner = owner
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 class CudaError(RuntimeError):
@@ -128,22 +139,24 @@ def _asarray(values: np.ndarray) -> Array:
 
 
 def _array(shape: tuple[int, ...], dtype: np.dtype, memory: _Memory) -> Array:
-    return (
-        memory.bytes[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape).view(Array)
-    )
+    size = int(np.prod(shape)) * dtype.itemsize
+    array = memory.bytes[:size].view(dtype).reshape(shape).view(Array)
+    array.memory = memory
+    return array
 
 
 def module(cards: int = 1) -> types.ModuleType:
     """Returns the stand-in of `cupy` on a machine with so many cards."""
     fake: Any = types.ModuleType("cupy")
     fake.RawModule, fake.asarray, fake.ndarray = _RawModule, _asarray, _array
-    fake.asnumpy = lambda array: np.array(array)
+    fake.asnumpy = lambda array, stream=None: np.array(array)
     fake.isfinite, fake.dot = np.isfinite, np.dot
     for name in _SAME:
         setattr(fake, name, getattr(np, name))
     fake.cuda = types.SimpleNamespace(
         Memory=_Memory,
         MemoryPointer=lambda memory, offset: memory,
+        UnownedMemory=_Unowned,
         Stream=_Context,
         Device=_Context,
         runtime=types.SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: cards),
@@ -158,7 +171,8 @@ def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
         cached.cache_clear()
     host = CpuDevice(1)
 
-    def open_session(self: Any, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+    def open_session(self: Any, model: bytes, constants: Any, more: Mapping[str, str]) -> Any:
+        assert not more or more == {"enable_cuda_graph": "1"}
         return host.open_session(model, constants)
 
     def binder(self: Any, array: Any, dtype: dtypes.Dtype) -> Binder:
@@ -166,8 +180,6 @@ def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
         return lambda binding, name: binding.bind_ortvalue_input(name, value)
 
     monkeypatch.setattr(cuda, "check_runtime", lambda: None)
-    monkeypatch.setattr(cuda.CudaDevice, "open_session", open_session)
+    monkeypatch.setattr(cuda.CudaDevice, "_open", open_session)
     monkeypatch.setattr(cuda.CudaDevice, "binder", binder)
-    monkeypatch.setattr(
-        cuda.CudaDevice, "bind_output", lambda self, binding, name: binding.bind_output(name)
-    )
+    monkeypatch.setattr(cuda, "PLACE", "cpu")

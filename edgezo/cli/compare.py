@@ -12,12 +12,11 @@ import yaml
 
 from edgezo.callbacks import Callback
 from edgezo.cli.adapters import add_adapter
-from edgezo.cli.common import as_json, device_option, print_json, subcommand, threads_option
+from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.progress import RunProgress
+from edgezo.cli.run_options import run_options
 from edgezo.compare import RESULTS, Run, compare, plan, table
 from edgezo.compare_report import write_comparison
-from edgezo.objectives import OBJECTIVES
-from edgezo.settings import KEEP
 from edgezo_runtime.errors import InputError
 
 _PLAN = ("bundle", "data", "methods", "seeds", "settings")
@@ -29,29 +28,20 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
 )
 @click.argument("bundle", required=False)
 @click.option("--data", multiple=True, metavar="TASK=TRAIN:DEV", help="Rows of a task; repeatable.")
-@click.option("--methods", help="Names from `edgezo methods`, with commas between them.")
+@click.option("--methods", help="Names from `edgezo methods`, and default.")
 @click.option("--seeds", help="Seeds with commas between them.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all runs.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="YAML with a comparison; flags win."
 )
-@click.option("--steps", type=int, help="Steps of each run.")
-@click.option("--batch-size", type=int, help="Rows per step.")
-@click.option("--lr", type=float, help="Learning rate of all methods.")
-@click.option("--eps", type=float, help="Perturbation scale of all methods.")
-@click.option("--tune", help="What is tuned, as for `edgezo train`.")
-@click.option("--objective", help=f"{', '.join(OBJECTIVES)}.")
-@click.option("--examples", type=int, help="Draw so many training rows by the seed.")
-@click.option("--shots", type=int, help="Draw so many training rows of each label.")
-@click.option("--eval-examples", type=int, help="Draw so many held-out rows.")
-@click.option("--eval-every", type=int, help="Steps between evaluations.")
-@click.option("--keep", help=f"{', '.join(KEEP)}: the weights that count.")
+@run_options(
+    "steps", "batch_size", "lr", "eps", "samples", "schedule", "tune", "objective", "max_tokens",
+    "examples", "shots", "eval_examples", "eval_every", "keep", "device", "threads",
+)  # fmt: skip
 @click.option(
     "--in-context", type=click.IntRange(1), help="Also show the untuned model so many solved rows."
 )
 @click.option("--keep-weights", is_flag=True, help="Keep each run's weights, not the journal only.")
-@device_option
-@threads_option
 @as_json
 def command(
     bundle: str | None,

@@ -11,21 +11,13 @@ from typing import Any
 import click
 
 from edgezo.callbacks import Callback
-from edgezo.cli.adapters import adapter_options, add_adapter
-from edgezo.cli.common import (
-    as_json,
-    device_option,
-    label_words_option,
-    print_json,
-    prompt_option,
-    subcommand,
-    task_option,
-    template_option,
-    threads_option,
-)
+from edgezo.cli.adapters import add_adapter
+from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.progress import RunProgress
+from edgezo.cli.run_options import run_options
+from edgezo.recipe import complete
 from edgezo.search import Trial, search
-from edgezo.settings import Settings
+from edgezo.settings import RunSettings, Settings
 from edgezo_runtime.errors import InputError
 
 
@@ -34,27 +26,9 @@ from edgezo_runtime.errors import InputError
     "      --lr 1e-6,3e-6,1e-5 --eps 1e-3,1e-4 --steps 400 --out search"
 )
 @click.argument("bundle", required=False)
-@click.option("--data", help="Training rows, JSONL; of arrays also .npz.")
-@click.option("--eval-data", help="Held-out rows, likewise.")
-@click.option("--eval-examples", type=int, help="Draw so many held-out rows.")
-@click.option("--examples", type=int, help="Draw so many training rows by the seed.")
-@click.option("--out", help="Folder for the runs.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
-@prompt_option
-@task_option
-@template_option
-@label_words_option
-@click.option("--tune", help="What is tuned, as for `edgezo train`.")
-@adapter_options
-@click.option("--method", help="A name from `edgezo methods`.  [default: mezo]")
+@run_options(but=("lr", "eps", "eval_every", "keep", "snapshot_every"))
 @click.option("--lr", "lrs", required=True, help="Learning rates, with commas between them.")
 @click.option("--eps", "scales", help="Perturbation scales, likewise.  [default: the method's]")
-@click.option("--samples", type=int, help="Directions per step, for methods that have several.")
-@click.option("--steps", type=int, help="Steps of the last trial standing.  [default: 1000]")
-@click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
-@click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
-@device_option
-@threads_option
 @as_json
 def command(config: Path | None, lrs: str, scales: str | None, as_json: bool, **flags: Any) -> None:
     """Find a learning rate, and a perturbation scale, by short runs and successive halving.
@@ -65,12 +39,12 @@ def command(config: Path | None, lrs: str, scales: str | None, as_json: bool, **
     grid: dict[str, list[float]] = {"lr": _numbers("--lr", lrs)}
     if scales:
         grid["eps"] = _numbers("--eps", scales)
-    settings = Settings.resolve(flags, config)
+    settings = complete(Settings.resolve(flags, config))
     if not (settings.eval_data or settings.eval_examples):
         raise InputError("a search needs held-out rows: give --eval-data or --eval-examples")
 
     @contextlib.contextmanager
-    def watch(chosen: Mapping[str, Any], run: Settings) -> Iterator[Callback]:
+    def watch(chosen: Mapping[str, Any], run: RunSettings) -> Iterator[Callback]:
         with RunProgress(run.steps, quiet=True) as progress:
             yield progress
 
@@ -120,6 +94,8 @@ def _train_command(flags: Mapping[str, Any], config: Path | None, chosen: Mappin
     words = ["edgezo", "train"] + ([str(given.pop("bundle"))] if "bundle" in given else [])
     given |= {"config": config} if config else {}
     given |= {**chosen, "out": "RUN"}
+    for name, value in given.pop("options", {}).items():
+        words += ["--set", f"{name}={value}"]
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:

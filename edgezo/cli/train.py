@@ -7,104 +7,33 @@ from typing import Any
 
 import click
 
-from edgezo.cli.adapters import adapter_options, add_adapter
-from edgezo.cli.common import (
-    as_json,
-    device_option,
-    label_words_option,
-    megabytes,
-    print_json,
-    prompt_option,
-    subcommand,
-    task_option,
-    template_option,
-    threads_option,
-)
+from edgezo import recipe
+from edgezo.cli.adapters import add_adapter
+from edgezo.cli.common import as_json, megabytes, print_json, subcommand
 from edgezo.cli.progress import RunProgress
-from edgezo.objectives import OBJECTIVES
+from edgezo.cli.run_options import run_options
 from edgezo.report import write_report
-from edgezo.settings import KEEP, Settings
+from edgezo.settings import Settings
 from edgezo.train import Result, train
-from edgezo_runtime.errors import InputError
 from edgezo_runtime.memory import peak_bytes
-from edgezo_runtime.methods import METHODS
-from edgezo_runtime.schedule import NAMES
-from edgezo_runtime.select import ADAPTERS, WORDS
-
-WHAT = ", ".join(("full", *ADAPTERS, *WORDS))
-
-
-def pairs(
-    ctx: click.Context, option: click.Parameter, given: tuple[str, ...]
-) -> dict[str, str] | None:
-    """Reads ``name=value`` options; None where there is none."""
-    found: dict[str, str] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise InputError(f"--set {pair} sets nothing; write --set NAME=VALUE")
-        found[name.strip()] = value.strip()
-    return found or None
 
 
 @subcommand("edgezo train smollm2.edgezo --data train.jsonl --eval-data dev.jsonl --out runs/first")
 @click.argument("bundle", required=False)
-@click.option("--data", help="Training rows, JSONL; of arrays also .npz.")
-@click.option("--eval-data", help="Held-out rows, likewise.")
-@click.option("--examples", type=int, help="Draw so many training rows by the seed.")
-@click.option("--shots", type=int, help="Draw so many training rows of each label.")
-@click.option(
-    "--eval-examples",
-    type=int,
-    help="Draw so many held-out rows: of --eval-data, else of the training rows that are left.",
-)
-@click.option("--out", help="Folder for the run.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with settings; flags win.")
-@prompt_option
-@task_option
-@template_option
-@label_words_option
-@click.option("--tune", help=f"{WHAT}, or patterns of names.  [default: full]")
-@adapter_options
-@click.option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]")
-@click.option("--max-tokens", type=int, help="Longest answer to judge.  [default: 32]")
-@click.option("--method", help=f"{', '.join(METHODS)}.  [default: mezo]")
-@click.option("--steps", type=int, help="Number of steps.  [default: 1000]")
-@click.option("--batch-size", type=int, help="Rows per step.  [default: 16]")
-@click.option(
-    "--set",
-    "options",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=pairs,
-    help="Another setting of the method; `edgezo methods` lists them.",
-)
-@click.option("--lr", help="Learning rate of the first step, or auto.  [default: the method's]")
-@click.option("--schedule", help=f"{', '.join(NAMES)}.  [default: linear]")
-@click.option("--eps", type=float, help="Perturbation scale.  [default: the method's]")
-@click.option("--weight-decay", type=float, help="Decoupled, for matrices.  [default: 0]")
-@click.option(
-    "--samples", type=int, help="Directions per step, where several.  [default: the method's]"
-)
-@click.option(
-    "--zo-batch-size", type=int, help="Of addax: rows of its estimate.  [default: --batch-size]"
-)
-@click.option("--length-limit", type=int, help="Of addax: tokens.  [default: the rows' median]")
-@click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
-@click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
-@click.option("--keep", help=f"{', '.join(KEEP)}: the weights to save.  [default: last]")
-@click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
-@device_option
-@threads_option
+@run_options()
 @as_json
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Tune BUNDLE with forward passes only, in the memory of inference.
 
     Rows are {"text", "label"}, {"prompt", "completion"}, {"messages"} or {"text"}, or other
-    columns that --template names. The run can be stopped with Ctrl-C and continued with
-    `edgezo resume`.
+    columns that --template names. Where no --method is named, a recipe that suits the model chooses
+    it, its settings, what is tuned and the number of steps. The run can be stopped with Ctrl-C and
+    continued with `edgezo resume`.
     """
-    settings = Settings.resolve(flags, config)
+    asked = Settings.resolve(flags, config)
+    settings = recipe.complete(asked)
+    if asked.method is None:
+        click.echo(f"the recipe: {recipe.told(settings)}", err=True)
     with RunProgress(settings.steps) as progress:
         result = train(settings, progress, add=add_adapter)
     finish(result, as_json)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from edgezo.settings import Settings
-from edgezo_runtime.bundle import Bundle, open_bundle
-from edgezo_runtime.model import FULL
+from edgezo.settings import RunSettings
+from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.select import FULL, UPPER, blocks
 
 INTENTS = (
     "add to playlist",
@@ -27,7 +26,6 @@ PROMPTS = (
     "{text}\nIn one word:",
 )
 STEPS = 28
-_BLOCK = re.compile(r"(.*?\.)(\d+)\.")
 
 
 def data_file(name: str) -> Path:
@@ -36,21 +34,10 @@ def data_file(name: str) -> Path:
         return path
 
 
-def upper_blocks(bundle: Bundle) -> str:
-    """Returns patterns that match the upper two thirds of a model's blocks.
-
-    They learn this task at three times the rate that all weights can take.
-    """
-    names = [parameter.name for parameter in bundle.manifest.parameters]
-    blocks = {int(match[2]): match[1] for name in names if (match := _BLOCK.match(name))}
-    upper = sorted(blocks)[len(blocks) // 3 :]
-    return ",".join(f"{blocks[n]}{n}.*" for n in upper) or FULL
-
-
-def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) -> Settings:
+def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) -> RunSettings:
     """Returns the demo's settings for a run in `out`."""
     steps = steps or STEPS
-    return Settings(
+    return RunSettings(
         bundle=str(bundle),
         data=str(data_file("train.jsonl")),
         eval_data=str(data_file("test.jsonl")),
@@ -58,7 +45,7 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         task="classify",
         template=PROMPTS[0],
         label_words=LABEL_WORDS,
-        tune=upper_blocks(open_bundle(bundle)),
+        tune=UPPER if blocks(open_bundle(bundle).manifest.parameters) else FULL,
         steps=steps,
         method="es",
         samples=16,

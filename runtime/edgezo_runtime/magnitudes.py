@@ -29,7 +29,7 @@ def thresholds(arena: Arena, share: float, out: Any) -> None:
 
 
 def _smallest(device: Device, flat: Any, wanted: int) -> Any:
-    """Returns the size that `wanted` of the float32 weights do not exceed."""
+    """Returns the size that `wanted` of the weights do not exceed."""
     xp = device.xp
     counts = np.zeros(1 << _HALF, np.int64)
     for bits in _sizes(xp, flat):
@@ -47,7 +47,8 @@ def _smallest(device: Device, flat: Any, wanted: int) -> Any:
 def _sizes(xp: Any, flat: Any) -> Any:
     """Yields the bits of |w|, which are in the order of |w|, as integers."""
     for start in range(0, flat.size, _CHUNK):
-        yield (flat[start : start + _CHUNK].view(xp.uint32) & 0x7FFFFFFF).astype(xp.int64)
+        values = flat[start : start + _CHUNK].astype(np.float32)
+        yield (values.view(xp.uint32) & 0x7FFFFFFF).astype(xp.int64)
 
 
 def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from edgezo_runtime.bundle import QUANTIZED, Manifest, Parameter
 from edgezo_runtime.errors import InputError
 
 FULL = "full"
+UPPER = "upper"
+SCALES = "scales"
 ADAPTERS = ("lora", "prefix", "prompt")
 #: Last parts of the names that checkpoints give to what turns hidden states into answers.
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "cls")
+_BLOCK = re.compile(r"((?:.*?\.)?)(\d+)\.")
 
 
 def resolve(manifest: Manifest, tune: str) -> str:
@@ -40,8 +44,8 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
         parameters: a bundle's.
         tune: ``"full"``; an adapter's kind; or, with commas between them, ``"head"`` (the output
             projection), ``"norm"`` (scales and shifts of the norms), ``"bitfit"`` (all biases),
-            ``"scales"`` (of quantised weights, whose integers are never trained) and glob patterns
-            of parameter names.
+            ``"scales"`` (of quantised weights, whose integers are never trained), ``"upper"`` (the
+            upper two thirds of the blocks) and glob patterns of parameter names.
 
     Raises:
         InputError: a word or a pattern matches none.
@@ -60,6 +64,18 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
         matched = named(parameters) if named else _matching(parameters, word)
         chosen.update(p.name for p in matched)
     return [p for p in parameters if p.name in chosen]
+
+
+def blocks(parameters: Sequence[Parameter]) -> dict[str, dict[int, list[Parameter]]]:
+    """Returns the parameters of each block, by what is before the first number in their names.
+
+    An encoder's blocks and a decoder's are counted apart.
+    """
+    found: dict[str, dict[int, list[Parameter]]] = {}
+    for parameter in parameters:
+        if match := _BLOCK.match(parameter.name):
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(parameter)
+    return found
 
 
 def _matching(parameters: Sequence[Parameter], pattern: str) -> list[Parameter]:
@@ -121,9 +137,21 @@ def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
     return matched
 
 
+def _upper(parameters: Sequence[Parameter]) -> list[Parameter]:
+    stacks = [sorted(stack.items()) for stack in blocks(parameters).values()]
+    matched = [p for stack in stacks for _, block in stack[len(stack) // 3 :] for p in block]
+    if not matched:
+        raise InputError(
+            "--tune upper finds no blocks, which have numbers in their parameters' names "
+            "(`edgezo info` lists them): give patterns of names"
+        )
+    return matched
+
+
 WORDS: Mapping[str, Callable[[Sequence[Parameter]], list[Parameter]]] = {
     "head": _head,
     "norm": _norm,
     "bitfit": _bitfit,
-    "scales": _scales,
+    SCALES: _scales,
+    UPPER: _upper,
 }

@@ -6,7 +6,7 @@ changes: this is the one way in which ONNX Runtime sees each change of each weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import GRAPH, QUANTIZED, WEIGHTS, Bundle, Parameter
 from edgezo_runtime.constants import with_constants
-from edgezo_runtime.devices import Binder, Device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
+from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.safetensors_file import TensorEntry, release
 from edgezo_runtime.split import split
@@ -50,8 +51,8 @@ class Session:
             model = with_integers(bundle)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._boundary = parts.boundary if parts else ()
-            self._prefix = _Part(parts.prefix, constants, device) if parts else None
-            self._suffix = _Part(parts.suffix if parts else model, constants, device)
+            self._prefix = device.part(parts.prefix, constants) if parts else None
+            self._suffix = device.part(parts.suffix if parts else model, constants)
         except Exception as error:
             if device.name == "cpu" and any(p.dtype == "bfloat16" for p in parameters):
                 raise InputError(
@@ -72,7 +73,7 @@ class Session:
         self._held: dict[str, np.ndarray] | None = None  # the inputs that the boundary is of
 
     @property
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         return [self._prefix, self._suffix] if self._prefix else [self._suffix]
 
     def forward(self, batch: BaseBatch) -> Outputs:
@@ -89,9 +90,9 @@ class Session:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
-        return {name: v.numpy() for name, v in zip(self._outputs, outputs, strict=True)}
+        return dict(zip(self._outputs, outputs, strict=True))
 
-    def _hold(self, prefix: _Part, feeds: Mapping[str, np.ndarray]) -> None:
+    def _hold(self, prefix: Part, feeds: Mapping[str, np.ndarray]) -> None:
         """Makes the boundary that of `feeds`, unless the prefix ran on equal inputs last."""
         own = {name: array for name, array in feeds.items() if name in prefix.inputs}
         if self._held is not None and all(_same(array, self._held[n]) for n, array in own.items()):
@@ -99,7 +100,7 @@ class Session:
         self._held = None
         values = prefix.run(own, self._boundary, stay=True)
         for name, value in zip(self._boundary, values, strict=True):
-            self._suffix.keep(name, _binder(value))
+            self._suffix.hold(name, value)
         self._held = {name: array.copy() for name, array in own.items()}
 
     def _check(self, bundle: Bundle, constants: Set[str]) -> None:
@@ -130,46 +131,6 @@ def fits(parameter: Parameter | None, node: Any) -> bool:
     sizes = zip(parameter.shape, node.shape, strict=True)
     same = all(size == named or not isinstance(named, int) for size, named in sizes)
     return same and node.type == f"tensor({_ORT_TYPES.get(parameter.dtype, parameter.dtype)})"
-
-
-class _Part:
-    """One ONNX Runtime session and what is bound to it."""
-
-    def __init__(self, model: bytes, constants: Mapping[str, Any], device: Device) -> None:
-        self._device = device
-        self._session = device.open_session(model, constants)
-        self._binding = self._session.io_binding()
-        self._kept: dict[str, Binder] = {}  # the binding does not keep them alive
-        self.inputs = {node.name: node for node in self._session.get_inputs()}
-        self.outputs = {node.name for node in self._session.get_outputs()}
-
-    def keep(self, name: str, binder: Binder) -> None:
-        """Binds the input `name`, if there is one, for all runs to come."""
-        if name in self.inputs:
-            self._kept[name] = binder
-            binder(self._binding, name)
-
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
-    ) -> list[Any]:
-        """Runs on `feeds`, of which it takes what it has inputs for; returns OrtValues.
-
-        They are the host's unless they `stay` in the device's memory.
-        """
-        for name, array in feeds.items():
-            if name in self.inputs:
-                self._binding.bind_cpu_input(name, array)
-        for name in outputs:  # again for each run: a bound output keeps the last batch's shape
-            if stay:
-                self._device.bind_output(self._binding, name)
-            else:
-                self._binding.bind_output(name)
-        self._session.run_with_iobinding(self._binding)
-        return self._binding.get_outputs()
-
-
-def _binder(value: Any) -> Binder:
-    return lambda binding, name: binding.bind_ortvalue_input(name, value)
 
 
 def _same(array: np.ndarray, other: np.ndarray) -> bool:

@@ -91,3 +91,14 @@ def initializers(model: bytes) -> set[str]:
         for n, _, payload in fields(graph)
         if n == GRAPH_INITIALIZER
     }
+
+
+def op_types(model: bytes) -> set[str]:
+    """Returns the operators of an ONNX file's main graph."""
+    graphs = [payload for n, _, payload in fields(memoryview(model)) if n == MODEL_GRAPH]
+    return {
+        text(payload, NODE_OPERATOR)
+        for graph in graphs
+        for n, _, payload in fields(graph)
+        if n == GRAPH_NODE
+    }

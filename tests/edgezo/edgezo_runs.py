@@ -34,7 +34,7 @@ from edgezo.cli import main
 main()
 """
 STEPS = 210
-TRAIN_FLAGS = ("--threads", 1, "--batch-size", 4, "--lr", 1e-3, "--seed", 7)
+TRAIN_FLAGS = ("--method", "mezo", "--threads", 1, "--batch-size", 4, "--lr", 1e-3, "--seed", 7)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_without_the_packages_the_export_command_is_named(
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--rank", 4), ("rank is a setting of adapters", "--tune is full")),
+        (("--rank", 4), ("rank is a setting of adapters", "--tune is upper")),
         (("--tune", "lora", "--rank", 0), ("rank is 0",)),
         (("--tune", "lora", "--target", "query"), ("'query'", "self_attn")),
     ],

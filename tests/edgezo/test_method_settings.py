@@ -73,11 +73,11 @@ def test_an_option_of_the_method_is_no_setting_of_the_adapter(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (("--set", "colour=red"), ("method mezo has no setting 'colour'", "median_clip")),
+        (("--set", "colour=red"), ("method fzoo has no setting 'colour'", "samples")),
         (("--set", "rank"), ("--set rank sets nothing", "NAME=VALUE")),
         (("--set", "eps=0"), ("eps is '0'", "above 0")),
-        (("--set", "seed=1"), ("method mezo has no setting 'seed'",)),
-        (("--samples", 4), ("method mezo has no setting 'samples'",)),
+        (("--set", "seed=1"), ("method fzoo has no setting 'seed'",)),
+        (("--method", "mezo", "--samples", 4), ("method mezo has no setting 'samples'",)),
         (("--method", "adamx"), ("'adamx' is unknown", "zo-adam")),
         (("--method", "adamw"), ("has no gradient graph", "--gradients")),
         (("--lr", "some"), ("lr", "'some'", "a number or auto")),

@@ -360,6 +360,7 @@ def test_flags_override_the_file_which_overrides_the_defaults(
     config.write_text(
         f"bundle: {tiny_bundle}\ndata: {data / 'train.jsonl'}\nout: {tmp_path / 'run'}\n"
         "lr: 1e-4\nsteps: 30\nbatch-size: 4\nseed: 18446744073709551615\nschedule: constant\n"
+        "method: mezo\n"
     )
     flags = {"steps": 3, "seed": None, "schedule": "cosine"}
     settings = Settings.resolve(flags, config)
@@ -368,7 +369,7 @@ def test_flags_override_the_file_which_overrides_the_defaults(
     succeed("train", "--config", config, "--steps", 3, "--schedule", "cosine", "--threads", 1)
     kept = RunFolder(tmp_path / "run").read_settings()
     options = {"median_clip": 0.0, "distribution": "binomial"}
-    expected = settings.to_dict() | {"threads": 1, "eps": 1e-3, "options": options}
+    expected = settings.to_dict() | {"threads": 1, "tune": "full", "eps": 1e-3, "options": options}
     assert kept == expected
     header = journal.read(tmp_path / "run" / "journal.ezj").header
     assert header["seed"] == 2**64 - 1

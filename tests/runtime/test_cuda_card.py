@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import parser
-from runtime_helpers import contents, fill, write_bundle
+from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from runtime_helpers import contents, fill
 from test_vectors import ARENAS, after, arena_of, check, terms_of
 
 from edgezo_runtime.arena import Arena, Term
-from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
@@ -26,18 +25,6 @@ from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
 pytestmark = pytest.mark.cuda
-GRAPH = """
-<ir_version: 8, opset_import: ["" : 18]>
-classifier (float[rows, 8] x, int64[rows] targets, float[8, 16] first, float[16] bias,
-    float[16, 3] second) => (float[rows] losses)
-{
-    before = MatMul(x, first)
-    hidden = Add(before, bias)
-    active = Relu(hidden)
-    logits = MatMul(active, second)
-    losses = SoftmaxCrossEntropyLoss<reduction="none">(logits, targets)
-}
-"""
 SIZES = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
 
 
@@ -97,32 +84,11 @@ def test_golden_vectors(card: Device, case: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of arrays: two layers and the cross-entropy of three classes."""
-    folder = tmp_path_factory.mktemp("cuda")
-    rng = np.random.default_rng(0)
-    tensors = {
-        name: (rng.normal(size=shape) / 2).astype(np.float32)
-        for name, shape in (("first", (8, 16)), ("bias", (16,)), ("second", (16, 3)))
-    }
-    write_bundle(folder, tensors)
-    (folder / "graph.onnx").write_bytes(parser.parse_model(GRAPH).SerializeToString())
-    manifest = json.loads((folder / "edgezo.json").read_text())
-    manifest["inputs"] = [
-        {"name": "x", "dtype": "float32", "shape": ["rows", 8]},
-        {"name": "targets", "dtype": "int64", "shape": ["rows"]},
-    ]
-    manifest["outputs"] = [{"name": "losses", "dtype": "float32", "shape": ["rows"]}]
-    manifest["context_length"], manifest["task"] = None, {"name": "arrays"}
-    digest = hashlib.sha256((folder / "graph.onnx").read_bytes()).hexdigest()
-    manifest["files"]["graph.onnx"] = digest
-    (folder / "edgezo.json").write_text(json.dumps(manifest))
-    return folder
+    return write_classifier(tmp_path_factory.mktemp("cuda"))
 
 
 def batch_of(seed: int) -> ArrayBatch:
-    rng = np.random.default_rng(seed)
-    inputs = {"x": rng.normal(size=(5, 8)).astype(np.float32)}
-    return ArrayBatch(inputs, np.arange(5) % 3, RowLoss())
+    return rows_for_classifier(5, seed)
 
 
 def test_each_weight_is_seen(card: Device, bundle: Path) -> None:
@@ -161,3 +127,8 @@ def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:
     for seed in range(4):
         batch = batch_of(seed)
         assert on_card.loss(batch) == pytest.approx(on_cpu.loss(batch), abs=1e-6)
+
+
+def test_recorded_runs_follow_weights_and_shapes(card: Device, bundle: Path) -> None:
+    for tune in ("full", "bias,second"):
+        check_recorded_runs(load(bundle, tune=tune, device="cuda"), load(bundle, tune=tune))

@@ -7,15 +7,17 @@ from pathlib import Path
 import cuda_stand_in
 import numpy as np
 import pytest
+from classifier_bundle import check_recorded_runs, write_classifier
 from runtime_helpers import Specs, contents, fill, write_bundle
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
-from edgezo_runtime.model import Weights
+from edgezo_runtime.model import Weights, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 
 MIXED: Specs = (
@@ -138,3 +140,16 @@ def test_onnx_runtime_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cupy", cuda_stand_in.module())
     with pytest.raises(EdgezoError, match="has no CUDA execution provider"):
         open_device("cuda")
+
+
+def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
+    """Bindings alone: the stand-in runs what a card would repeat."""
+    bundle = write_classifier(tmp_path)
+    for tune in ("full", "bias,second"):
+        model = load(bundle, tune=tune, device="cuda")
+        check_recorded_runs(model, load(bundle, tune=tune))
+        parts = model._session._parts
+        assert len(parts) == 1 + (tune != "full")
+        for part in parts:
+            assert isinstance(part, RecordedPart)
+            assert len(part._recordings) == 3

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgezo_runtime.devices.part import Part
 from edgezo_runtime.dtypes import Dtype
 from edgezo_runtime.sweep import Placed, Sweeper
 
@@ -64,6 +65,10 @@ class Device(abc.ABC):
             model: the bytes of an ONNX file.
             constants: values of initializers that lie in no file, OrtValues by name.
         """
+
+    def part(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Part:
+        """Returns the graph of the ONNX file `model`, ready to run; see `open_session`."""
+        return Part(self, self.open_session(model, constants))
 
     @abc.abstractmethod
     def binder(self, array: Any, dtype: Dtype) -> Binder:

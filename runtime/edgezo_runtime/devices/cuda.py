@@ -14,16 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime import dtypes, safetensors_file, wire
 from edgezo_runtime.devices.base import Binder, Device
 from edgezo_runtime.devices.cpu import add_constants, session_options
+from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.devices.cuda_sweep import CudaSweeper
+from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
 
+PLACE = "cuda"  # as an IOBinding calls it
 _PROVIDER = "CUDAExecutionProvider"
 _INSTALL = "run `pip install 'edgezo[cuda]'` in an environment without the CPU's onnxruntime"
+#: What has shapes that depend on values, or branches: recorded kernels would repeat the first.
+_UNRECORDED = {"If", "Loop", "Scan", "NonZero", "Compress", "Unique", "NonMaxSuppression"}
 _COPY_BYTES = 1 << 26  # from a file to the card at once
 
 
@@ -33,6 +38,11 @@ class CudaDevice(Device):
     Args:
         index: which one, as the driver counts.
         threads: of the host.
+
+    Attributes:
+        index: the card's number.
+        stream: that everything is queued on.
+        place: kind and number, as an IOBinding takes them.
 
     Raises:
         EdgezoError: the driver, CuPy or ONNX Runtime's CUDA build is missing or does not fit.
@@ -45,6 +55,7 @@ class CudaDevice(Device):
         super().__init__(threads)
         self._cupy = cupy = _cupy()
         self.index = index
+        self.place = (PLACE, index)
         count = _count(cupy)
         if index >= count:
             raise InputError(f"device cuda:{index} is not there: this machine has {count} cards")
@@ -58,17 +69,32 @@ class CudaDevice(Device):
         return self._cupy
 
     def zeros(self, size: int, dtype: np.dtype) -> Any:
-        array = self._empty((size,), dtype)
+        array = self.empty((size,), dtype)
         array.fill(0)
         return array
 
     def put(self, array: np.ndarray) -> Any:
-        placed = self._empty(array.shape, array.dtype)
+        placed = self.empty(array.shape, array.dtype)
         self._copy(placed, array)
         return placed
 
     def host(self, array: Any) -> np.ndarray:
-        return self._cupy.asnumpy(array)
+        return self._cupy.asnumpy(array, stream=self.stream)
+
+    def fill(self, buffer: Any, array: Any) -> None:
+        """Copies `array`, of NumPy or of the card, to `buffer`, in the stream's order."""
+        with self.stream:
+            if isinstance(array, np.ndarray):
+                buffer.set(array)
+            else:
+                buffer[...] = array
+
+    def adopt(self, value: Any, dtype: np.dtype) -> Any:
+        """Returns the array over what ONNX Runtime left on the card."""
+        cupy, shape = self._cupy, tuple(value.shape())
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = cupy.cuda.UnownedMemory(value.data_ptr(), size, value, self.index)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
     def read(self, path: Path, destinations: Mapping[str, Any]) -> str:
         entries = safetensors_file.read_header(path)
@@ -81,7 +107,22 @@ class CudaDevice(Device):
     def sweeper(self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any]) -> CudaSweeper:
         return CudaSweeper(placed, buffers, self.stream)
 
+    def part(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Part:
+        if not wire.op_types(model) & _UNRECORDED:
+            try:
+                return RecordedPart(self, self._open(model, constants, {"enable_cuda_graph": "1"}))
+            except Exception as error:
+                # ONNX Runtime refuses where kernels of the CPU stand between those of the card.
+                if "graph capture" not in str(error):
+                    raise
+        return super().part(model, constants)
+
     def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+        return self._open(model, constants, {})
+
+    def _open(
+        self, model: bytes, constants: Mapping[str, Any] | None, more: Mapping[str, str]
+    ) -> Any:
         options = session_options(self.threads)
         add_constants(options, model, constants)
         provider = {
@@ -89,6 +130,7 @@ class CudaDevice(Device):
             "user_compute_stream": str(self.stream.ptr),
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": "0",  # its rounding would drown the difference of two losses
+            **more,
         }
         providers = [(_PROVIDER, provider), "CPUExecutionProvider"]
         session = onnxruntime().InferenceSession(model, options, providers=providers)
@@ -103,15 +145,19 @@ class CudaDevice(Device):
         address, shape = array.data.ptr, array.shape
 
         def bind(binding: Any, name: str, keep: Any = array) -> None:
-            binding.bind_input(name, "cuda", self.index, dtype.onnx, shape, address)
+            binding.bind_input(name, *self.place, dtype.onnx, shape, address)
 
         return bind
 
     def bind_output(self, binding: Any, name: str) -> None:
-        binding.bind_output(name, "cuda", self.index)
+        binding.bind_output(name, *self.place)
 
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Allocates without CuPy's pool, which would keep what is freed."""
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Allocates without CuPy's pool, which would keep what is freed.
+
+        Raises:
+            EdgezoError: the card's memory is too small.
+        """
         cupy = self._cupy
         size = max(int(np.prod(shape)) * dtype.itemsize, 1)
         try:

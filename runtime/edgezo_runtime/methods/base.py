@@ -85,9 +85,8 @@ class Method(abc.ABC):
         chosen: the value of each setting.
 
     Raises:
-        InputError: a setting there is none of or that is out of range, or the weights are 16-bit
-            floats: the roundings of +eps and -2 eps then add up to several per cent of the
-            weights' scale within 20,000 steps.
+        InputError: a setting there is none of or that is out of range, or weights in which the
+            method's roundings would add up or its updates get lost.
     """
 
     name: ClassVar[str]
@@ -104,7 +103,7 @@ class Method(abc.ABC):
         self.arena = arena
         self.seed = seed
         self.chosen = choose(type(self), f"method {self.name}", settings)
-        check_float32(arena)
+        self._check_dtypes()
         self.past: deque[tuple[int, Record]] = deque(maxlen=self.memory)
 
     # What it takes.
@@ -207,6 +206,33 @@ class Method(abc.ABC):
 
     # What parts share.
 
+    @property
+    def narrow(self) -> bool:
+        """Whether weights are float16, so that what rounding does has to be minded."""
+        return any(p.dtype == dtypes.FLOAT16.name for p in self.arena.parameters)
+
+    @property
+    def updates_at_once(self) -> bool:
+        """Whether the way back and the whole update are one addition, rounded once.
+
+        Only then do updates much smaller than the spacing of float16 survive, on average: rounding
+        on the way out has left the perturbed weight at a random place between two neighbours.
+        """
+        return False
+
+    def _check_dtypes(self) -> None:
+        for parameter in self.arena.parameters:
+            if parameter.dtype == dtypes.BFLOAT16.name:
+                raise InputError(
+                    f"{parameter.name} is bfloat16, whose roundings add up to several per cent of "
+                    "the weights within 20,000 steps: export the model as float32 or float16"
+                )
+        if self.narrow and not self.updates_at_once:
+            raise InputError(
+                f"{self.name} would lose its small updates in float16 weights: use mezo, or export "
+                "the model as float32"
+            )
+
     def move(self, direction: AnyDirection, coefficient: float) -> None:
         """Moves the weights along a direction."""
         self.arena.defer(Term(direction, np.float32(coefficient)))
@@ -220,13 +246,3 @@ class Method(abc.ABC):
     def decay(self, walk: Walk) -> np.float32:
         """Returns what matrices are multiplied by after an update."""
         return np.float32(1 - walk.lr * self.weight_decay)
-
-
-def check_float32(arena: Arena) -> None:
-    """Raises InputError if 16-bit weights would be perturbed in place."""
-    for parameter in arena.parameters:
-        if parameter.dtype != dtypes.FLOAT32.name:
-            raise InputError(
-                f"{parameter.name} is {parameter.dtype}: perturbing 16-bit weights in place "
-                "adds up rounding errors; export the model as float32 to tune it"
-            )

@@ -12,6 +12,7 @@ from edgezo_runtime.methods.walk import Walk
 SMALLEST_EPS = 2.0**-126
 LARGEST_EPS = 2.0**127
 MOST_SAMPLES = 256
+_GOLDEN = 0.6180339887498949  # multiples of it spread evenly over a circle
 _REMEMBERED = 64  # slopes whose median clips the next one
 _ENOUGH = 8
 
@@ -19,6 +20,19 @@ _ENOUGH = 8
 def step_size(default: float) -> Number:
     """Returns the setting `eps` with its default."""
     return Number(default, above=0, least=SMALLEST_EPS, most=LARGEST_EPS)
+
+
+def reach_of(method: TwoPoint | OneSided, number: int) -> float:
+    r"""Returns how far step `number` goes along its direction: eps, or near it in float16.
+
+    .. math:: \epsilon_t = \epsilon\,(0.9 + 0.2\,\{0.618\, t\})
+
+    The noise has few values, so that with one eps it would hang on their fractions alone which
+    weights a small update moves.
+    """
+    if not method.narrow:
+        return method.eps
+    return method.eps * (0.9 + 0.2 * (number * _GOLDEN % 1.0))
 
 
 class TwoPoint(Method):
@@ -50,17 +64,23 @@ class TwoPoint(Method):
         return max(super().memory, _REMEMBERED if self.median_clip else 0)
 
     def measure(self, walk: Walk) -> list[Slope]:
-        direction = self.direction(walk.number)
-        self.move(direction, self.eps)
+        direction, reach = self.direction(walk.number), reach_of(self, walk.number)
+        self.move(direction, reach)
         higher = walk.loss()
-        self.move(direction, -2 * self.eps)
+        if self.narrow:
+            # By way of the middle: what the weights were is nearest to them from here, unless they
+            # went past a power of two. From the other end they would come back rounded twice.
+            self.move(direction, -reach)
+            self.move(direction, -reach)
+        else:
+            self.move(direction, -2 * reach)
         lower = walk.loss()
-        (slope,) = walk.known(self.slope(higher, lower))
-        return [Slope(direction, self._clipped(slope), self.eps)]
+        (slope,) = walk.known(self.slope(higher, lower, reach))
+        return [Slope(direction, self._clipped(slope), reach)]
 
-    def slope(self, higher: float, lower: float) -> float:
-        """Returns the projected gradient of the losses at both ends."""
-        return (higher - lower) / (2 * self.eps)
+    def slope(self, higher: float, lower: float, reach: float) -> float:
+        """Returns the projected gradient of the losses at both ends, `reach` from the middle."""
+        return (higher - lower) / (2 * reach)
 
     def _clipped(self, slope: float) -> float:
         if not self.median_clip:
@@ -94,12 +114,12 @@ class OneSided(Method):
         return 1
 
     def measure(self, walk: Walk) -> list[Slope]:
-        direction = self.direction(walk.number)
+        direction, reach = self.direction(walk.number), reach_of(self, walk.number)
         here = walk.loss()
-        self.move(direction, self.eps)
+        self.move(direction, reach)
         there = walk.loss()
-        (slope,) = walk.known((there - here) / self.eps)
-        return [Slope(direction, slope, -self.eps)]
+        (slope,) = walk.known((there - here) / reach)
+        return [Slope(direction, slope, -reach)]
 
 
 class Samples(Method):

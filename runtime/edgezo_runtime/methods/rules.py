@@ -35,6 +35,10 @@ class Sgd(Method):
             decay = self.decay(walk) if i == last else ONE
             self.arena.defer(Term(slope.direction, coefficient, decay))
 
+    @property
+    def updates_at_once(self) -> bool:
+        return self.estimates == 1
+
     def length(self, slope: float) -> float:
         """Returns how far an update goes for a slope, times the rate."""
         return slope

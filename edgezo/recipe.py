@@ -1,0 +1,106 @@
+"""What a run does where no method is named: settings that suit what is tuned, from measurements."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgezo.settings import RunSettings, Settings
+from edgezo_runtime.bundle import Manifest, open_bundle
+from edgezo_runtime.select import ADAPTERS, FULL, SCALES, UPPER, blocks, select
+
+_ARRAYS = "arrays"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, its settings and a number of steps; None: the method's default."""
+
+    method: str = "mezo"
+    samples: int | None = None
+    eps: float | None = None
+    lr: float | None = None
+    steps: int = 1000
+
+
+#: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
+_RECIPES: Mapping[str, Recipe] = {
+    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=7e-3, steps=300),
+    SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300),
+    FULL: Recipe(eps=1e-3, lr=2e-5),
+    "lora": Recipe(eps=1e-2, lr=1e-3),
+    "prefix": Recipe(),
+    "prompt": Recipe(),
+    "head": Recipe(),
+    "norm": Recipe(),
+    "bitfit": Recipe(),
+    _ARRAYS: Recipe(),
+}
+_TOLD = ("method", "samples", "eps", "lr", "tune", "steps")
+
+
+def recipe_for(manifest: Manifest, tune: str) -> Recipe:
+    """Returns what suits what is tuned.
+
+    Args:
+        manifest: the bundle's.
+        tune: what is trained, as `edgezo_runtime.select` has it.
+
+    Raises:
+        InputError: `tune` names nothing that the bundle has.
+    """
+    if manifest.context_length is None:
+        return _RECIPES[_ARRAYS]
+    if tune not in ADAPTERS and any(p.kind == "scale" for p in select(manifest.parameters, tune)):
+        return _RECIPES[SCALES]
+    return _RECIPES.get(tune, _RECIPES[UPPER])
+
+
+def tuned_by_default(manifest: Manifest) -> str:
+    """Returns what is tuned where neither a method nor anything to tune is named.
+
+    An adapter that the bundle has; the scales of quantised weights; of a language model the upper
+    two thirds of its blocks, which take a higher rate than all weights; else everything.
+    """
+    if manifest.adapter:
+        return str(manifest.adapter["kind"])
+    if manifest.context_length is None or manifest.form["kind"] == "head":
+        return FULL  # a classifier's head may be new
+    if any(p.kind == "scale" for p in manifest.parameters):
+        return SCALES
+    return UPPER if blocks(manifest.parameters) else FULL
+
+
+def complete(settings: Settings) -> RunSettings:
+    """Returns `settings` with nothing left open; where no method is named, the recipe is taken.
+
+    What is given stays as it is. A named method has its own defaults.
+
+    Raises:
+        InputError: the bundle is missing or damaged.
+    """
+    if isinstance(settings, RunSettings):
+        return settings
+    given = _given(settings)
+    if settings.method is None:
+        manifest = open_bundle(settings.bundle).manifest
+        tune = given.setdefault("tune", tuned_by_default(manifest))
+        given = _given(recipe_for(manifest, tune)) | given
+    return RunSettings(**given)
+
+
+def _given(values: Settings | Recipe) -> dict[str, Any]:
+    found = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def told(settings: RunSettings) -> str:
+    """Returns what the recipe chose, in a line."""
+    chosen = [(name, getattr(settings, name)) for name in _TOLD]
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in chosen
+        if value is not None
+    )

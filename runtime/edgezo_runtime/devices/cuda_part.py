@@ -1,0 +1,126 @@
+"""Graphs whose kernels are recorded once for each shape, and launched together from then on.
+
+A forward pass of a small model is a thousand launches, which take longer than what they launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgezo_runtime.devices.part import Part
+from edgezo_runtime.ort import onnxruntime
+
+if TYPE_CHECKING:
+    from edgezo_runtime.devices.cuda import CudaDevice
+
+MOST_RECORDINGS = 128  # each takes memory on the card, and none can be dropped
+_PLAIN = "-1"  # the id of runs that are not recorded
+_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What a recorded run reads and writes, always in the same places."""
+
+    binding: Any
+    options: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+
+class RecordedPart(Part):
+    """A `Part` on a card, in a session that was opened with ``enable_cuda_graph``.
+
+    A shape is recorded when it comes for the second time. The first run is an ordinary one, which
+    tells the shapes of the outputs.
+    """
+
+    _device: CudaDevice
+
+    def __init__(self, device: CudaDevice, session: Any) -> None:
+        super().__init__(device, session)
+        self._held: dict[str, Any] = {}
+        self._seen: set[_Shapes] = set()
+        self._recordings: dict[_Shapes, _Recording] = {}
+        self._plain = _options(_PLAIN)
+
+    def hold(self, name: str, value: Any) -> None:
+        if name in self.inputs:
+            self._held[name] = value
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
+    ) -> list[Any]:
+        feeds = {name: array for name, array in feeds.items() if name in self.inputs}
+        feeds |= self._held
+        shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+        recording = self._recordings.get(shapes)
+        if recording is None:
+            values = self._run_plainly(feeds, outputs)
+            if shapes in self._seen and len(self._recordings) < MOST_RECORDINGS:
+                self._recordings[shapes] = self._record(feeds, values)
+            self._seen.add(shapes)
+        else:
+            for name, buffer in recording.inputs.items():
+                self._device.fill(buffer, feeds[name])
+            self._session.run_with_iobinding(recording.binding, recording.options)
+            values = recording.outputs
+        if stay:
+            return [values[name] for name in outputs]
+        return [self._device.host(values[name]) for name in outputs]
+
+    def _run_plainly(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        for name, array in feeds.items():
+            if isinstance(array, np.ndarray):
+                self._binding.bind_cpu_input(name, array)
+            else:
+                self._bind(self._binding.bind_input, name, array)
+        for name in outputs:
+            self._device.bind_output(self._binding, name)
+        self._session.run_with_iobinding(self._binding, self._plain)
+        values = zip(outputs, self._binding.get_outputs(), strict=True)
+        return {
+            name: self._device.adopt(value, _TYPES[value.data_type()]) for name, value in values
+        }
+
+    def _record(self, feeds: Mapping[str, Any], values: Mapping[str, Any]) -> _Recording:
+        """Records a run whose outputs have the shapes of `values`; it is run besides."""
+        device = self._device
+        binding = self._session.io_binding()
+        for name, binder in self._kept.items():
+            binder(binding, name)
+        inputs = {name: device.empty(array.shape, array.dtype) for name, array in feeds.items()}
+        outputs = {name: device.empty(array.shape, array.dtype) for name, array in values.items()}
+        for name, array in feeds.items():
+            device.fill(inputs[name], array)
+            self._bind(binding.bind_input, name, inputs[name])
+        for name, array in outputs.items():
+            self._bind(binding.bind_output, name, array)
+        options = _options(str(len(self._recordings) + 1))
+        self._session.run_with_iobinding(binding, options)
+        return _Recording(binding, options, inputs, outputs)
+
+    def _bind(self, bind: Any, name: str, array: Any) -> None:
+        bind(name, *self._device.place, array.dtype, array.shape, array.data.ptr)
+
+
+def _options(recording: str) -> Any:
+    options = onnxruntime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", recording)
+    # The card's stream orders everything; only who reads an output waits for it.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
