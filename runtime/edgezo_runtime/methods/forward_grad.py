@@ -37,6 +37,10 @@ class ForwardGrad(Everywhere, Sgd):
     def scalars(self) -> int:
         return 1
 
+    @property
+    def updates_at_once(self) -> bool:
+        return False  # there is no way back whose rounding an update could share
+
     def measure(self, walk: Walk) -> list[Slope]:
         direction = self.direction(walk.number)
         (slope,) = walk.known(walk.slope(direction))
