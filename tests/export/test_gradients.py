@@ -26,10 +26,11 @@ from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_export.tangents.forward import add_tangents
 from edgezo_export.verify import sample_batch
 from edgezo_runtime.batch import ArrayBatch, RowLoss
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.bundle import TANGENTS, open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Graph, cotangent_of, gradient_of, tangent_of
 from edgezo_runtime.model import load
+from edgezo_runtime.noise import Direction
 
 CAUSAL = ("gpt2", "qwen2")
 MASKED = ("bert",)
@@ -280,7 +281,8 @@ def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
     weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     source = save(with_weights(MLP, weights), tmp_path / "mlp.onnx")
     onnx_to_bundle(source, tmp_path / "plain.edgezo")
-    add_to_bundle(open_bundle(tmp_path / "plain.edgezo"), tmp_path / "mlp.edgezo")
+    add_to_bundle(open_bundle(tmp_path / "plain.edgezo"), tmp_path / "gradients.edgezo")
+    add_to_bundle(open_bundle(tmp_path / "gradients.edgezo"), tmp_path / "mlp.edgezo", TANGENTS)
     model = load(tmp_path / "mlp.edgezo", threads=1)
     x, labels = rng.standard_normal((5, 3)).astype(np.float32), np.array([0, 1, 2, 3, 0])
     found: dict[str, np.ndarray] = {}
@@ -294,6 +296,11 @@ def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for name, tensor in tensors.items():
         np.testing.assert_allclose(found[name], np.asarray(tensor.grad), rtol=1e-4, atol=1e-6)
+    direction = Direction(0, 1)
+    z = direction.draw(np, model.arena.size)
+    starts = model.arena.noise_offsets
+    along = sum(float(g.reshape(-1) @ z(starts[n], starts[n] + g.size)) for n, g in found.items())
+    assert model.derivative(batch, direction) == pytest.approx((loss, along), rel=1e-5)
 
 
 def test_what_has_no_rule_in_a_file(tmp_path: Path) -> None:
