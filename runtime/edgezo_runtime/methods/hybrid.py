@@ -1,4 +1,4 @@
-"""The ZO-LLM benchmark's hybrid: true gradients for the upper blocks, estimates for the rest."""
+"""The ZO-LLM benchmark's hybrid: true gradients for the upper layers, estimates for the rest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.layers import ranges_of
+from edgezo_runtime.layers import layers_of, ranges_of
 from edgezo_runtime.methods.mixed import Mixed
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.noise import Direction, Support
-from edgezo_runtime.select import blocks
 
 
 class Hybrid(Mixed):
@@ -24,14 +23,14 @@ class Hybrid(Mixed):
         u &\leftarrow u - \eta \nabla_u L(u, l), \quad
         l \leftarrow l - \eta \alpha g_0 z
 
-    The backward pass ends at the lowest block of the upper part: it takes the time and the memory
-    of that part alone. What follows the blocks belongs to the upper part; what comes before them,
+    The backward pass ends at the lowest layer of the upper part: it takes the time and the memory
+    of that part alone. What follows the layers belongs to the upper part; what comes before them,
     embeddings that are also the output's among it, to the lower one.
 
     Settings:
         eps: perturbation scale, in units of the weights.
         zo_weight: alpha: an estimate's steps have to be shorter than a gradient's.
-        upper: the share of the blocks, from the last one down, that make the upper part.
+        upper: the share of the layers, from the last one down, that make the upper part.
 
     References:
         Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A
@@ -46,18 +45,11 @@ class Hybrid(Mixed):
     def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         super().__init__(arena, seed, **settings)
         parameters = arena.parameters
-        stacks = list(blocks(parameters).values())
-        if not stacks:
-            raise InputError(
-                "hybrid finds no blocks, which have numbers in their parameters' names (`edgezo "
-                "info` lists them): use addax-wa"
-            )
-        numbers = sorted(stacks[-1])
-        lowest = numbers[-math.ceil(self.upper * len(numbers))]
-        start = parameters.index(stacks[-1][lowest][0])
+        layers, _ = layers_of(parameters)
+        start = min(layers[-math.ceil(self.upper * len(layers))])
         if start == 0:
             raise InputError(
-                "hybrid finds no weight below its upper blocks among those that are tuned: tune "
+                "hybrid finds no weight below its upper layers among those that are tuned: tune "
                 "more of them, or use ip-sgd"
             )
         self._upper = tuple(p.name for p in parameters[start:])
