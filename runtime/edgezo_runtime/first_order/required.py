@@ -18,7 +18,7 @@ def check_graph(bundle: Bundle, device: Device, name: str) -> None:
     """
     kind = _KINDS[name]
     if device.name != "cpu":
-        raise InputError(f"true {kind}s run on the CPU, not on {device.name}: use --device cpu")
+        raise InputError(f"{kind} graphs run on the CPU, not on {device.name}: use --device cpu")
     if name not in bundle.manifest.files:
         raise InputError(
             f"{bundle.folder} has no {kind} graph, which this method needs: make a bundle that "
