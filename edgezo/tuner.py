@@ -19,7 +19,7 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.first_order.session import check_gradients
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import make
 from edgezo_runtime.methods.first_order import FirstOrder
@@ -132,8 +132,8 @@ class Tuner:
         given = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
-        if isinstance(made, FirstOrder):
-            check_gradients(model.bundle, model.device)
+        if made.graph:
+            check_graph(model.bundle, model.device, made.graph)
         adapter = model.bundle.manifest.adapter
         if adapter:
             base = model.weights.frozen()

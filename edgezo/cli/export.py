@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_source import export_onnx
 from edgezo.settings import adapter_request
 from edgezo.tasks.make import TASKS
-from edgezo_runtime.bundle import is_bundle, open_bundle
+from edgezo_runtime.bundle import GRADIENTS, TANGENTS, is_bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
 from edgezo_runtime.select import ADAPTERS, FULL
@@ -54,6 +55,7 @@ Stage = Callable[[Path, Path], None]
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
 @click.option("--block", type=int, help="Of int4: weights that share a scale, 32 or 128.")
 @click.option("--gradients", is_flag=True, help="Add grad.onnx, for the first-order methods.")
+@click.option("--tangents", is_flag=True, help="Add tangent.onnx, for forward-grad.")
 @as_json
 def command(
     source: Path,
@@ -68,6 +70,7 @@ def command(
     quantize: str | None,
     block: int | None,
     gradients: bool,
+    tangents: bool,
     as_json: bool,
     **adapter: Any,
 ) -> None:
@@ -93,15 +96,16 @@ def command(
     if source.suffix == ".onnx":
         stages.append(lambda s, o: fields.update(export_onnx(s, o, output, loss, labels, default)))
     else:
-        request = _adapter(source, tune, quantize is not None or gradients, adapter)
+        request = _adapter(source, tune, quantize is not None or gradients or tangents, adapter)
         if not is_bundle(source):
             stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=dtype))
         if quantize is not None:
             stages.append(lambda s, o: export_quantized(s, o, quantize, block))
         if request is not None:
             stages.append(lambda s, o: export_adapted(s, o, request))
-    if gradients:
-        stages.append(export_gradients)
+    for wanted, name in ((gradients, GRADIENTS), (tangents, TANGENTS)):
+        if wanted:
+            stages.append(functools.partial(export_derived, name=name))
     run_stages(source, out, stages)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
@@ -126,7 +130,7 @@ def _adapter(
     if request is None and not changed and is_bundle(source):
         raise InputError(
             f"{source} is a bundle already: give the adapter to add, one of {', '.join(ADAPTERS)}, "
-            "with --tune, or --gradients"
+            "with --tune, or --gradients or --tangents"
         )
     return request
 
@@ -147,15 +151,15 @@ def run_stages(source: Path, out: Path, stages: Sequence[Stage]) -> None:
             source = made
 
 
-def export_gradients(source: Path, out: Path) -> None:
-    """Adds the gradient graph to the bundle `source`."""
+def export_derived(source: Path, out: Path, name: str) -> None:
+    """Adds the graph of derivatives `name` to the bundle `source`."""
     try:
         from edgezo_export.gradients.bundle import add_to_bundle
     except ImportError as error:
         raise EdgezoError(
-            f"gradient graphs need {error.name}: run `pip install 'edgezo[onnx]'`"
+            f"graphs of derivatives need {error.name}: run `pip install 'edgezo[onnx]'`"
         ) from error
-    add_to_bundle(open_bundle(source), out)
+    add_to_bundle(open_bundle(source), out, name)
 
 
 def export_adapted(source: Path, out: Path, request: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.methods import METHODS, make
 
-SIDE = 1024  # of the matrix whose state is stated
+SIDE, LAYERS = 1024, 2  # of the matrices whose state is stated
 
 
 @subcommand("edgezo methods --json")
@@ -19,16 +19,17 @@ SIDE = 1024  # of the matrix whose state is stated
 def command(as_json: bool) -> None:
     """List the tuning methods: paper, forward passes per step, extra memory, defaults.
 
-    State is in bytes for each trained weight, of a matrix of 1024 x 1024.
+    State is in bytes for each trained weight, of matrices of 1024 x 1024.
     """
-    arena = Arena([Parameter("layers.0.weight", (SIDE, SIDE), "float32", "linear")])
+    names = (f"layers.{i}.weight" for i in range(LAYERS))
+    arena = Arena([Parameter(name, (SIDE, SIDE), "float32", "linear") for name in names])
     methods = [make(name, arena, 0, {}) for name in METHODS]
     rows = [
         {
             "name": method.name,
             "paper": method.paper,
             "forwards": method.forwards,
-            "state_bytes": round(method.state_bytes / SIDE**2, 4),
+            "state_bytes": round(method.state_bytes / (LAYERS * SIDE**2), 4),
             "defaults": {"lr": method.lr, **method.settings()},
         }
         for method in methods

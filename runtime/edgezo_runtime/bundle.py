@@ -22,6 +22,7 @@ MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
 GENERATE = "generate.onnx"
 GRADIENTS = "grad.onnx"
+TANGENTS = "tangent.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
@@ -225,11 +226,6 @@ class Bundle:
     def generates(self) -> bool:
         """Whether it has a generation graph."""
         return GENERATE in self.manifest.files
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether it has a gradient graph."""
-        return GRADIENTS in self.manifest.files
 
     def read_graph(self, name: str = GRAPH) -> bytes:
         """Returns `graph.onnx`, or the graph `name`, as the bytes of an ONNX file."""

@@ -16,7 +16,9 @@ from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bu
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.session import GradientSession, Taker
+from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
+from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
@@ -256,6 +258,15 @@ class Model:
         if isinstance(batch, PartedBatch):
             return batch.descend(lambda part, add: session.run(part, names, add), take)
         return session.run(batch, names, take)
+
+    def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
+        """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
+        self.weights.settle()
+        return self._tangents.run(batch, direction)
+
+    @functools.cached_property
+    def _tangents(self) -> TangentSession:
+        return TangentSession(self.bundle, self.weights.arrays(), self.arena, self.device)
 
 
 def load(

@@ -37,6 +37,7 @@ from edgezo_runtime.journal import read
 from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.methods.first_order import FIRST_ORDER
 from edgezo_runtime.methods.hift import HIFT, Hift
+from edgezo_runtime.methods.hybrid import Hybrid
 from edgezo_runtime.model import Weights, load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.select import select
@@ -238,7 +239,7 @@ def train(bundle: Path, data: Path, out: Path, *flags: object) -> None:
     assert done.status == 0, done.err
 
 
-@pytest.mark.parametrize("method", ["adamw", "hift-adamw", "addax"])
+@pytest.mark.parametrize("method", ["adamw", "hift-adamw", "addax", "hybrid"])
 def test_a_broken_run_goes_on_to_the_same_bytes(
     bundle: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
@@ -348,6 +349,57 @@ def test_addax_mixes_the_estimate_on_one_batch_with_the_gradient_on_another(bund
     assert slope == pytest.approx(expected, rel=0.02)
 
 
+class Broken(BatchLoss):
+    """A batch whose loss is no number where it is estimated."""
+
+    def __call__(self) -> float:
+        return super().__call__() * float("nan")
+
+
+def test_the_hybrid_has_gradients_of_its_upper_layers_alone(bundle: Path) -> None:
+    batch, lr, decay = batch_of(OBJECTIVES["tokens"]), np.float32(0.02), 0.5
+    model = load(bundle, threads=1)
+    before = {name: view.copy() for name, view in model.arena.views.items()}
+    exact = BatchLoss(model, batch).gradients(list(before))
+    settings = {"zo_weight": 0.01, "eps": 2e-3, "weight_decay": decay}
+    made = make("hybrid", model.arena, 3, settings)
+    loss = BatchLoss(model, batch)
+    estimate = made.step(5, loss, lr)
+    assert loss.forwards == made.forwards == 3 and not estimate.record.skipped
+    upper = {n for n in before if n.startswith("model.layers.1.") or n == "model.norm.weight"}
+    draw = Direction(3, 5).draw(np, model.arena.size)
+    slope, along, squares = float(estimate.record.scalars[0]), 0.0, 0.0
+    for name, old in before.items():
+        kept = 1 - lr * decay if old.ndim > 1 else 1.0
+        if name in upper:
+            expected = old * kept - lr * exact[name]
+            squares += float((exact[name].astype(np.float64) ** 2).sum())
+        else:
+            start = model.arena.noise_offsets[name]
+            z = draw(start, start + old.size).reshape(old.shape)
+            along += float((exact[name] * z).sum())
+            expected = (old - lr * 0.01 * slope * z) * kept
+        np.testing.assert_allclose(model.arena.views[name], expected, atol=2e-6, rtol=1e-5)
+    assert slope == pytest.approx(along, rel=0.02)
+    assert float(estimate.record.scalars[1]) == pytest.approx(squares**0.5, rel=1e-4)
+    before = {name: view.copy() for name, view in model.arena.views.items()}
+    broken = make("hybrid", model.arena, 3, settings).step(6, Broken(model, batch), lr)
+    assert broken.record.skipped and broken.record.scalars == (0, 0)
+    assert all(np.array_equal(model.arena.views[name], before[name]) for name in upper)
+
+
+def test_what_a_hybrid_needs(bundle: Path) -> None:
+    def names(tune: str, **settings: Any) -> set[str]:
+        made = make("hybrid", load(bundle, tune=tune, threads=1).arena, 0, settings)
+        assert isinstance(made, Hybrid)
+        return set(made.names(1))
+
+    assert names("full", upper=1) == names("full", upper=0.51) > names("full", upper=0.5)
+    assert {n.split(".")[2] for n in names("*q_proj*")} == {"1"}
+    with pytest.raises(InputError, match="no weight below its upper layers"):
+        names("model.layers.1.*")
+
+
 def test_addax_assigns_rows_by_length() -> None:
     lengths = np.array([3, 9, 4, 8, 5, 7, 30, 31, 2])
     plan = MixedPlan(lengths, 2, 3, 0, assign=True, limit=8)
@@ -370,4 +422,4 @@ def test_addax_assigns_rows_by_length() -> None:
 def test_every_method_is_listed() -> None:
     wanted = {"ip-sgd", "sgd", "adamw", "adagrad", "rmsprop", "lion", "lomo", "adalomo"}
     assert wanted <= METHODS.keys()
-    assert {"hift-adamw", "hift-lion"} <= METHODS.keys()
+    assert {"hift-adamw", "hift-lion", "hybrid"} <= METHODS.keys()

@@ -1,7 +1,9 @@
-"""Gradient graphs against torch's own gradients, and on graphs too small to hide a mistake."""
+"""Gradient and tangent graphs against torch's, and on graphs too small to hide a mistake."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,20 @@ import torch
 from foreign_files import classifier, save, with_weights
 from tiny_checkpoints import tiny_model
 from tiny_families import tiny_family
+from torch.nn.utils.stateless import _reparametrize_module
 
-from edgezo_export.architectures import architecture_of
+from edgezo_export.architectures import Architecture, architecture_of
 from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_export.gradients.reverse import add_gradients
 from edgezo_export.onnx_file import onnx_to_bundle
+from edgezo_export.tangents.forward import add_tangents
 from edgezo_export.verify import sample_batch
 from edgezo_runtime.batch import ArrayBatch, RowLoss
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.bundle import TANGENTS, open_bundle
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
+from edgezo_runtime.first_order.graph import Graph, cotangent_of, gradient_of, tangent_of
 from edgezo_runtime.model import load
+from edgezo_runtime.noise import Direction
 
 CAUSAL = ("gpt2", "qwen2")
 MASKED = ("bert",)
@@ -39,12 +44,19 @@ def _run(model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: list[str]) -
     return list(ort.InferenceSession(proto.SerializeToString(), options).run(outputs, dict(feeds)))
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
-def test_gradients_are_torchs(name: str) -> None:
+@functools.cache
+def _exported(name: str) -> tuple[Any, Architecture, bytes]:
+    """Returns a tiny model, what edgezo knows of its kind, and its graph as an ONNX file."""
     model = tiny_model(name) if name in CAUSAL else tiny_family(name)
     architecture = architecture_of(type(model).__name__)
     assert architecture is not None
-    graph = architecture.export(model)
+    return model, architecture, ir.to_proto(architecture.export(model)).SerializeToString()
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+def test_gradients_are_torchs(name: str) -> None:
+    model, architecture, exported = _exported(name)
+    graph = ir.from_proto(onnx.load_from_string(exported))
     weights = dict(model.named_parameters())
     add_gradients(graph, list(weights))
     arrays = {key: weight.detach().numpy() for key, weight in weights.items()}
@@ -81,6 +93,42 @@ def test_gradients_are_torchs(name: str) -> None:
             assert error <= 1e-5 * float(expected.norm()) + 1e-7 * largest, key
 
 
+@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+def test_tangents_are_torchs(name: str) -> None:
+    """Those that torch finds in float64."""
+    model, architecture, exported = _exported(name)
+    graph = ir.from_proto(onnx.load_from_string(exported))
+    weights = {key: weight.detach() for key, weight in model.named_parameters()}
+    add_tangents(graph, list(weights))
+    generator = torch.Generator().manual_seed(0)
+    tangents = {k: torch.randn(w.shape, generator=generator) for k, w in weights.items()}
+    given = {tangent_of(key): tangent.numpy() for key, tangent in tangents.items()}
+    arrays = {key: weight.numpy() for key, weight in weights.items()}
+    double = copy.deepcopy(model).double()
+    outputs = ["logprobs", "candidate_logits"]
+    for rows, length in ((3, 11), (1, 5)):
+        config = model.config
+        feeds = sample_batch(
+            config.vocab_size, rows, length, form=architecture.form(model), pad=config.pad_token_id
+        )
+        ours = _run(graph, {**arrays, **feeds, **given}, [*outputs, *map(tangent_of, outputs)])
+        tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
+
+        def forward(
+            weights: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor] = tensors
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            with _reparametrize_module(double, weights, tie_weights=True):
+                logits = architecture.logits(double, tensors)
+            logprobs = logits.log_softmax(1).gather(1, tensors["targets"][:, None])[:, 0]
+            return logprobs, logits[:, tensors["candidates"]]
+
+        values = ({k: w.double() for k, w in weights.items()},)
+        theirs = torch.func.jvp(forward, values, ({k: t.double() for k, t in tangents.items()},))
+        for found, expected in zip(ours, [*theirs[0], *theirs[1]], strict=True):
+            error = np.linalg.norm(found - expected.numpy())
+            assert error <= 1e-5 * float(expected.norm())
+
+
 def _scalar(text: str) -> ir.Model:
     """Returns the model of one function of `w`, written as ONNX text."""
     header = '<ir_version: 9, opset_import: ["" : 18]>'
@@ -97,6 +145,10 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "mean of all": ("y = ReduceMean<keepdims=0>(w)", lambda w: w.mean()),
     "sum": ("y = ReduceSum(w, one)", lambda w: w.sum(1, keepdim=True)),
     "log_softmax": ("y = LogSoftmax<axis=0>(w)", lambda w: w.log_softmax(0)),
+    "log_sum_exp": (
+        "y = ReduceLogSumExp<keepdims=0>(w, one)",
+        lambda w: w.logsumexp(1),
+    ),
     "norm": (
         "s = ReduceSum<keepdims=0>(w, one) y = LayerNormalization(w, w0, s0)",
         lambda w: torch.nn.functional.layer_norm(w, (4,)) * 3,
@@ -150,6 +202,66 @@ def test_rules_are_torchs(name: str, shape: str) -> None:
     np.testing.assert_allclose(ours, weight.grad.numpy(), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["[2,4]", "[n,m]"])
+@pytest.mark.parametrize("name", _RULES)
+def test_tangent_rules_are_torchs(name: str, shape: str) -> None:
+    """On the sum of two weights, of which one has no tangent: it is given as zeros, or left out."""
+    text, function = _RULES[name]
+    if name == "norm" and shape == "[n,m]":
+        pytest.skip("the norm's axis has a fixed size everywhere")
+    nodes = "\n".join(f"w = Add(u, v) {text}".replace(") ", ")\n").split("\n"))
+    inputs = f"float{shape} u, float{shape} v"
+    model = _scalar(f"({inputs}) => (float y) <{_CONSTANTS}> {{ {nodes} }}")
+    model.graph.outputs[0].shape = None
+    add_tangents(model, ["u", "v"])
+    weight = torch.tensor([[0.5, -1.2, 0.3, 0.9], [1.5, 0.25, -0.7, 2.0]])
+    tangent = torch.tensor([[1.0, -2.0, 0.5, 0.25], [-1.5, 1.0, 2.0, -0.5]])
+    expected = torch.func.jvp(function, (weight,), (tangent,))[1]
+    zeros = np.zeros((2, 4), np.float32)
+    feeds = {"u": weight.numpy(), "v": zeros, "u.tangent": tangent.numpy()}
+    (ours,) = _run(model, feeds | {"v.tangent": zeros}, ["y.tangent"])
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=2e-5, atol=1e-6)
+    graph = Graph(ir.to_proto(model).SerializeToString()).without(["v.tangent"])
+    piece = graph.piece(["y.tangent"], ())
+    session = ort.InferenceSession(piece.model)
+    (alone,) = session.run(None, {own: feeds[name] for name, own in piece.inputs})
+    np.testing.assert_allclose(np.asarray(alone), expected.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_a_weight_without_a_tangent_costs_nothing() -> None:
+    """Where a weight is broadcast, chosen or joined, the others' tangents are still whole."""
+    nodes = """
+        a = Add(u, v)
+        b = Sub(v, a)
+        c = Greater(u, half)
+        d = Where(c, v, b)
+        e = Unsqueeze(v, zero_)
+        f = Concat<axis=0>(d, e, u)
+        y = LayerNormalization(f, v, v)
+    """
+    model = _scalar(f"(float[n,4] u, float[4] v) => (float[k,4] y) <{_CONSTANTS}> {{ {nodes} }}")
+    add_tangents(model, ["u", "v"])
+    graph = Graph(ir.to_proto(model).SerializeToString())
+
+    def function(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        d = torch.where(u > 0.5, v, v - (u + v))
+        return torch.nn.functional.layer_norm(torch.cat([d, v[None], u]), (4,), v, v)
+
+    values = {"u": torch.randn(3, 4), "v": torch.randn(4)}
+    feeds = {name: value.numpy() for name, value in values.items()}
+    for left in ("u", "v"):
+        other = "v" if left == "u" else "u"
+        tangents = {left: torch.zeros_like(values[left]), other: torch.randn(values[other].shape)}
+        directions = (tangents["u"], tangents["v"])
+        expected = torch.func.jvp(function, tuple(values.values()), directions)[1]
+        piece = graph.without([tangent_of(left)]).piece(["y.tangent"], ())
+        given = feeds | {tangent_of(other): tangents[other].numpy()}
+        session = ort.InferenceSession(piece.model)
+        (found,) = session.run(None, {own: given[name] for name, own in piece.inputs})
+        np.testing.assert_allclose(np.asarray(found), expected.numpy(), rtol=1e-4, atol=1e-5)
+        assert len(graph.without([tangent_of(left)]).nodes) < len(graph.nodes)
+
+
 MLP = """
 <ir_version: 8, opset_import: ["" : 16]>
 mlp (float[N, 3] x) => (float[N, 4] scores) {
@@ -169,7 +281,8 @@ def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
     weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     source = save(with_weights(MLP, weights), tmp_path / "mlp.onnx")
     onnx_to_bundle(source, tmp_path / "plain.edgezo")
-    add_to_bundle(open_bundle(tmp_path / "plain.edgezo"), tmp_path / "mlp.edgezo")
+    add_to_bundle(open_bundle(tmp_path / "plain.edgezo"), tmp_path / "gradients.edgezo")
+    add_to_bundle(open_bundle(tmp_path / "gradients.edgezo"), tmp_path / "mlp.edgezo", TANGENTS)
     model = load(tmp_path / "mlp.edgezo", threads=1)
     x, labels = rng.standard_normal((5, 3)).astype(np.float32), np.array([0, 1, 2, 3, 0])
     found: dict[str, np.ndarray] = {}
@@ -183,6 +296,11 @@ def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for name, tensor in tensors.items():
         np.testing.assert_allclose(found[name], np.asarray(tensor.grad), rtol=1e-4, atol=1e-6)
+    direction = Direction(0, 1)
+    z = direction.draw(np, model.arena.size)
+    starts = model.arena.noise_offsets
+    along = sum(float(g.reshape(-1) @ z(starts[n], starts[n] + g.size)) for n, g in found.items())
+    assert model.derivative(batch, direction) == pytest.approx((loss, along), rel=1e-5)
 
 
 def test_what_has_no_rule_in_a_file(tmp_path: Path) -> None:
@@ -192,11 +310,12 @@ def test_what_has_no_rule_in_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out.edgezo").exists()
 
 
-def test_a_node_without_a_rule_is_named() -> None:
+@pytest.mark.parametrize("add", [add_gradients, add_tangents])
+def test_a_node_without_a_rule_is_named(add: Callable[[ir.Model, list[str]], None]) -> None:
     model = _scalar("(float[4] w) => (float[4] y) { a = Neg(w) y = HardSwish(a) }")
     list(model.graph)[1].name = "odd"
     with pytest.raises(InputError, match=r"no gradient of node 'odd', HardSwish"):
-        add_gradients(model, ["w"])
+        add(model, ["w"])
 
 
 def test_integers_have_no_gradient() -> None:

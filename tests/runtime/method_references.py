@@ -50,6 +50,12 @@ def mezo(step: Step) -> Vector:
     return step.w - step.lr * g * z
 
 
+def forward_grad(step: Step) -> Vector:
+    z = step.z(step.t)
+    g = step.known((step.loss(step.w + z) - step.loss(step.w - z)) / 2)  # exact for a quadratic
+    return step.w - step.lr * g * z
+
+
 def clipped_mezo(step: Step) -> Vector:
     z = step.z(step.t)
     g = step.known(two_point(step, step.w, z))
@@ -223,4 +229,5 @@ REFERENCES: dict[str, Callable[[Step], Vector]] = {
     "sparse-mezo": mezo,
     "lozo": mezo,
     "subzero": mezo,
+    "forward-grad": forward_grad,
 }

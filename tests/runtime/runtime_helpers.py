@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice
+from edgezo_runtime.noise import AnyDirection
 
 Specs = tuple[tuple[str, tuple[int, ...], str], ...]
 LR = np.float32(0.02)
@@ -79,6 +80,16 @@ def write_bundle(
     return folder
 
 
+class NoNumber:
+    """A loss that is not finite, nor is its derivative."""
+
+    def __call__(self) -> float:
+        return float("nan")
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        return float("nan"), float("nan")
+
+
 class Quadratic:
     """L(w) = sum of (w - target)^2 / 2 over all weights; its gradient is w - target."""
 
@@ -93,6 +104,15 @@ class Quadratic:
             float(((views[n].astype(np.float64) - t) ** 2).sum()) / 2
             for n, t in self.targets.items()
         )
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        draw = direction.draw(np, self._arena.size)
+        slope = 0.0
+        for name, gradient in self.gradient().items():
+            offset = self._arena.noise_offsets[name]
+            z = draw(offset, offset + gradient.size).astype(np.float64)
+            slope += float(gradient.reshape(-1) @ z)
+        return self(), slope
 
     def gradient(self) -> dict[str, np.ndarray]:
         return {n: self._arena.views[n].astype(np.float64) - t for n, t in self.targets.items()}

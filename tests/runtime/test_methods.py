@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from method_references import REFERENCES, Step
-from runtime_helpers import Quadratic, Specs, contents, fill, make_arena, write_bundle
+from runtime_helpers import NoNumber, Quadratic, Specs, contents, fill, make_arena, write_bundle
 
 from edgezo_runtime import methods, noise, snapshot
 from edgezo_runtime.arena import Arena
@@ -31,7 +31,7 @@ from edgezo_runtime.methods import FORWARD_ONLY, Method
 from edgezo_runtime.methods.options import settings_of
 from edgezo_runtime.methods.probe import find_rate
 from edgezo_runtime.model import Weights
-from edgezo_runtime.noise import BLOCK_SIZE
+from edgezo_runtime.noise import BLOCK_SIZE, AnyDirection
 from edgezo_runtime.power import power
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
@@ -79,6 +79,8 @@ STATE = {
 RATE = np.float32(1e-4)
 
 every_method = pytest.mark.parametrize("name", FORWARD_ONLY)
+EXACT = {"forward-grad"}  # whose slopes are not taken from losses
+every_perturbing = pytest.mark.parametrize("name", [n for n in FORWARD_ONLY if n not in EXACT])
 
 
 def make(name: str, arena: Arena, seed: int, settings: Mapping[str, Any]) -> Method:
@@ -88,14 +90,17 @@ def make(name: str, arena: Arena, seed: int, settings: Mapping[str, Any]) -> Met
 
 
 def short(name: str, arena: Arena, seed: int = 3, **more: Any) -> Method:
-    return make(name, arena, seed, SHORT.get(name, {}) | more)
+    chosen = SHORT.get(name, {}) | more
+    if name in EXACT:
+        chosen.pop("eps", None)
+    return make(name, arena, seed, chosen)
 
 
 def taken(method: Method, loss: Callable[[], float], steps: int, broken: int = 5) -> list[Record]:
     """Takes steps, of which each `broken`-th sees no finite loss."""
     records = []
     for number in range(1, steps + 1):
-        function = loss if number % broken else lambda: float("nan")
+        function = loss if number % broken else NoNumber()
         records.append(method.step(number, function, RATE).record)
     method.arena.settle()
     return records
@@ -103,7 +108,7 @@ def taken(method: Method, loss: Callable[[], float], steps: int, broken: int = 5
 
 def test_the_names() -> None:
     assert list(FORWARD_ONLY) == [method.name for method in FORWARD_ONLY.values()]
-    assert FORWARD_ONLY.keys() >= STATE.keys() | SHORT.keys() and len(FORWARD_ONLY) == 24
+    assert FORWARD_ONLY.keys() >= STATE.keys() | SHORT.keys() and len(FORWARD_ONLY) == 25
 
 
 @every_method
@@ -129,7 +134,7 @@ def test_a_skipped_step_restores_weights_and_state(name: str) -> None:
     arena.settle()
     before = {n: view.copy() for n, view in arena.views.items()}
     state = {n: array.copy() for n, array in method.state.items()}
-    record = method.step(2, lambda: float("nan"), RATE).record
+    record = method.step(2, NoNumber(), RATE).record
     arena.settle()
     assert record == Record((np.float32(0),) * method.scalars, RATE, SKIPPED)
     for n, view in arena.views.items():
@@ -138,7 +143,7 @@ def test_a_skipped_step_restores_weights_and_state(name: str) -> None:
         assert np.abs(method.state[n] - state[n]).max() < 2e-6  # an anchor went there and back
 
 
-@every_method
+@every_perturbing
 def test_losses_are_asked_for_as_often_as_is_said(name: str) -> None:
     arena = make_arena(SPECS)
     loss, calls = Quadratic(arena), 0
@@ -168,10 +173,11 @@ def test_the_state_is_what_is_said(name: str) -> None:
 def test_settings_round_trip(name: str) -> None:
     method = short(name, make_arena(SPECS))
     chosen = method.settings()
-    assert chosen.keys() == settings_of(FORWARD_ONLY[name]).keys() >= {"eps", "weight_decay"}
+    assert chosen.keys() == settings_of(FORWARD_ONLY[name]).keys() >= {"weight_decay"}
+    assert ("eps" in chosen) == (name not in EXACT)
     as_text = {key: str(value) for key, value in json.loads(json.dumps(chosen)).items()}
     assert make(name, make_arena(SPECS), 3, as_text).settings() == chosen
-    with pytest.raises(InputError, match=f"method {name} has no setting 'colour'; it has .*eps"):
+    with pytest.raises(InputError, match=f"method {name} has no setting 'colour'; it has .*decay"):
         make(name, make_arena(SPECS), 0, {"colour": "red"})
 
 
@@ -229,8 +235,13 @@ class Flat:
     def at(self, weights: np.ndarray) -> float:
         return float((self.curvature * (weights - self.target) ** 2).sum()) / 2
 
-    def loss(self) -> float:
+    def __call__(self) -> float:
         return self.at(self.weights())
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        weights = self.weights()
+        gradient = self.curvature * (weights - self.target)
+        return self.at(weights), float(gradient @ self.dense(direction))
 
     def dense(self, direction: Any) -> np.ndarray:
         """The elements of a direction, zero outside of its support and of the parameters."""
@@ -256,7 +267,7 @@ def test_steps_follow_the_formula(name: str) -> None:
     lr, state = np.float32(5e-4), {}
     for number in range(1, 13):
         before = flat.weights()
-        record = method.step(number, flat.loss, lr).record
+        record = method.step(number, flat, lr).record
         after = flat.weights()
 
         def known(*values: float, record: Record = record) -> Any:
@@ -334,7 +345,7 @@ def test_what_does_not_move_keeps_its_bits() -> None:
         flat = Flat(arena)
         method = make(name, arena, 1, {"weight_decay": 0.0})
         before = flat.weights()
-        method.step(1, flat.loss, RATE)
+        method.step(1, flat, RATE)
         changed = flat.weights() != before
         assert np.array_equal(changed, flat.dense(method.direction(1)) != 0), name
 
@@ -367,11 +378,11 @@ def test_sparse_mezo_looks_at_the_weights_each_step() -> None:
     arena = make_arena(SPECS)
     flat = Flat(arena)
     method = make("sparse-mezo", arena, 1, {})
-    method.step(1, flat.loss, RATE)
+    method.step(1, flat, RATE)
     arena.settle()
     limits = method.state["thresholds"].copy()
     arena.views["embed.weight"][...] = 100
-    method.step(2, flat.loss, np.float32(0))
+    method.step(2, flat, np.float32(0))
     z = flat.dense(method.direction(2))
     assert not z[: arena.views["embed.weight"].size].any() and z.any()
     assert np.array_equal(method.state["thresholds"], limits)
@@ -410,7 +421,21 @@ def test_orthonormal_columns_that_depend_on_others_are_zero() -> None:
     assert np.allclose(basis.T @ basis, np.diag([1, 1, 0]), atol=1e-6)
 
 
-@every_method
+def test_a_forward_gradient_is_tuned_at_mezos_rate() -> None:
+    found = []
+    for name in ("forward-grad", "mezo"):
+        arena = make_arena(TINY)
+        found.append(find_rate(make(name, arena, 3, {}), [Quadratic(arena)] * 4))
+    assert found[0] == found[1] and found[0].lr > 0
+
+
+def test_a_forward_gradient_needs_a_loss_that_has_one() -> None:
+    method = make("forward-grad", make_arena(TINY), 3, {})
+    with pytest.raises(EdgezoError, match="needs true slopes: give it a BatchLoss"):
+        method.step(1, lambda: 1.0, RATE)
+
+
+@every_perturbing
 def test_it_minimises_at_the_rate_that_is_found(name: str) -> None:
     arena = make_arena(TINY)
     loss = Quadratic(arena)
@@ -443,7 +468,7 @@ def test_resume_from_a_snapshot_gives_the_same_bits(name: str, tmp_path: Path) -
     tuning = Tuning(weights, JournalWriter(tmp_path / "run" / NAME, header), tmp_path / "run")
     loss = Quadratic(weights.arena)
     for number in range(1, 13):
-        tuning.step(loss if number != 4 else lambda: float("nan"), RATE)
+        tuning.step(loss if number != 4 else NoNumber(), RATE)
         if number == 7:
             snapshot.write(tmp_path / "run", number, weights, tuning.method.state)
     journal = read(tmp_path / "run" / NAME)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ import onnx_ir as ir
 from edgezo_export.adapters.lora import add_lora
 from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
-from edgezo_export.bundle_writer import new_folder
-from edgezo_export.gradients.reverse import gradient_graph
+from edgezo_export.bundle_writer import link_or_copy, new_folder
+from edgezo_export.gradients.bundle import DERIVED
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.bundle import (
     GENERATE,
-    GRADIENTS,
     GRAPH,
     Bundle,
     Parameter,
@@ -78,10 +75,10 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         context_length=None if length is None else length - _taken(kind, settings),
         adapter={"kind": kind, **settings},
     )
-    if bundle.differentiates:
-        graphs[GRADIENTS] = gradient_graph(graphs[GRAPH], manifest)
-        digest = hashlib.sha256(graphs[GRADIENTS]).hexdigest()
-        manifest = dataclasses.replace(manifest, files={**manifest.files, GRADIENTS: digest})
+    for name in [name for name in DERIVED if name in manifest.files]:
+        graphs[name] = DERIVED[name](graphs[GRAPH], manifest)
+        digest = hashlib.sha256(graphs[name]).hexdigest()
+        manifest = dataclasses.replace(manifest, files={**manifest.files, name: digest})
     return Bundle(bundle.folder, manifest, graphs)
 
 
@@ -105,11 +102,3 @@ def write_adapted(bundle: Bundle, out: Path) -> None:
                 link_or_copy(bundle.folder / name, folder / name)
         write_manifest(folder, bundle.manifest)
     open_bundle(out)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, or a copy where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

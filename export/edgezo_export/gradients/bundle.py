@@ -1,19 +1,26 @@
-"""Adds the gradient graph to a bundle; no torch is needed, and no weight is read."""
+"""Adds a graph of derivatives to a bundle; no torch is needed, and no weight is read."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgezo_export.adapters.base import link_or_copy
-from edgezo_export.bundle_writer import new_folder
+from edgezo_export.bundle_writer import link_or_copy, new_folder
 from edgezo_export.gradients.reverse import gradient_graph
-from edgezo_runtime.bundle import GRADIENTS, Bundle, open_bundle, write_manifest
+from edgezo_export.tangents.forward import tangent_graph
+from edgezo_runtime.bundle import GRADIENTS, TANGENTS, Bundle, Manifest, open_bundle, write_manifest
+
+#: What makes each graph that follows from a bundle's own, by its file's name.
+DERIVED: Mapping[str, Callable[[bytes, Manifest], bytes]] = {
+    GRADIENTS: gradient_graph,
+    TANGENTS: tangent_graph,
+}
 
 
-def add_to_bundle(bundle: Bundle, out: Path) -> None:
-    """Writes `bundle` with its gradient graph to the new folder `out`.
+def add_to_bundle(bundle: Bundle, out: Path, added: str = GRADIENTS) -> None:
+    """Writes `bundle` with its graph `added`, one of `DERIVED`, to the new folder `out`.
 
     The weights are linked where they can be.
 
@@ -23,10 +30,10 @@ def add_to_bundle(bundle: Bundle, out: Path) -> None:
     """
     with new_folder(out) as folder:
         for name in bundle.manifest.files:
-            if name != GRADIENTS:
+            if name != added:
                 link_or_copy(bundle.folder / name, folder / name)
-        gradients = gradient_graph(bundle.read_graph(), bundle.manifest)
-        (folder / GRADIENTS).write_bytes(gradients)
-        files = {**bundle.manifest.files, GRADIENTS: hashlib.sha256(gradients).hexdigest()}
+        graph = DERIVED[added](bundle.read_graph(), bundle.manifest)
+        (folder / added).write_bytes(graph)
+        files = {**bundle.manifest.files, added: hashlib.sha256(graph).hexdigest()}
         write_manifest(folder, dataclasses.replace(bundle.manifest, files=files))
     open_bundle(out)

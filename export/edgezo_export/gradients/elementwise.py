@@ -8,15 +8,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgezo_export.gradients.tape import Tape, dims, first, no_gradient, only
+from edgezo_export.gradients.tape import Tape, only
+from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
 
-#: Returns the cotangent of the input of a unary node of its output's; takes the input and output.
-_Unary = Callable[[Tape, ir.Node, ir.Value, ir.Value, ir.Value], ir.Value]
+#: Returns the slope of a unary node times ``dy``; takes the node's input and output. Forward mode
+#: multiplies tangents of the input with it, reverse mode cotangents of the output.
+Slope = Callable[[Writer, ir.Node, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
-def _unary(rule: _Unary) -> Callable[[Tape, ir.Node, Sequence[ir.Value | None]], None]:
+def _unary(slope: Slope) -> Callable[[Tape, ir.Node, Sequence[ir.Value | None]], None]:
     def give(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-        cotangent = rule(tape, node, only(cotangents), first(node), node.outputs[0])
+        cotangent = slope(tape, node, only(cotangents), first(node), node.outputs[0])
         tape.give(first(node), cotangent)
 
     return give
@@ -65,13 +67,19 @@ def _div(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> No
 
 def _pow(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
     base, exponent = _sides(node)
+    _give(tape, node, base, pow_slope(tape, node, only(cotangents), base, exponent))
+
+
+def pow_slope(
+    tape: Writer, node: ir.Node, dy: ir.Value, base: ir.Value, exponent: ir.Value
+) -> ir.Value:
+    """Returns the slope of a power of `base` times `dy`; raises InputError for others."""
     power = exponent.const_value
-    if tape.wants(exponent) or power is None or power.size != 1:
+    if power is None or power.size != 1:
         raise no_gradient(node, ", whose exponent is no constant")
     p = float(power.numpy().reshape(()))
     lower = base if p == 2 else tape.op("Pow", base, tape.number(p - 1))
-    slope = tape.op("Mul", lower, tape.number(p))
-    _give(tape, node, base, tape.op("Mul", only(cotangents), slope))
+    return tape.op("Mul", dy, tape.op("Mul", lower, tape.number(p)))
 
 
 def _where(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
@@ -83,12 +91,7 @@ def _where(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> 
         _give(tape, node, right, tape.op("Where", condition, zero, only(cotangents)))
 
 
-def _cast(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    # Only float32 values need cotangents, so this one changes nothing.
-    tape.give(node.inputs[0], only(cotangents))
-
-
-def _gelu(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+def _gelu(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     number = tape.number
     if node.attributes.get_string("approximate", "none") == "tanh":
         scale, cubic = math.sqrt(2 / math.pi), 0.044715
@@ -106,26 +109,47 @@ def _gelu(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> 
     return tape.op("Mul", dy, tape.op("Add", below, tape.op("Mul", x, density)))
 
 
-def _erf(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+def _erf(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     bell = tape.op("Exp", tape.op("Neg", tape.op("Mul", x, x)))
     return tape.op("Mul", dy, tape.op("Mul", bell, tape.number(2 / math.sqrt(math.pi))))
 
 
-def _one_minus_square(tape: Tape, value: ir.Value) -> ir.Value:
+def _one_minus_square(tape: Writer, value: ir.Value) -> ir.Value:
     return tape.op("Sub", tape.number(1), tape.op("Mul", value, value))
 
 
-def _sigmoid(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+def _sigmoid(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     return tape.op("Mul", dy, tape.op("Mul", y, tape.op("Sub", tape.number(1), y)))
 
 
-def _relu(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+def _relu(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     return tape.op("Where", tape.op("Greater", y, tape.number(0)), dy, tape.number(0))
 
 
-def _sqrt(tape: Tape, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+def _sqrt(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     return tape.op("Div", tape.op("Mul", dy, tape.number(0.5)), y)
 
+
+SLOPES: Mapping[str, Slope] = {
+    "Identity": lambda tape, node, dy, x, y: dy,
+    "Neg": lambda tape, node, dy, x, y: tape.op("Neg", dy),
+    "Abs": lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Sign", x)),
+    "Exp": lambda tape, node, dy, x, y: tape.op("Mul", dy, y),
+    "Log": lambda tape, node, dy, x, y: tape.op("Div", dy, x),
+    "Sqrt": _sqrt,
+    "Reciprocal": (
+        lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Mul", y, y)))
+    ),
+    "Tanh": lambda tape, node, dy, x, y: tape.op("Mul", dy, _one_minus_square(tape, y)),
+    "Sigmoid": _sigmoid,
+    "Relu": _relu,
+    "Erf": _erf,
+    "Gelu": _gelu,
+    "Cos": lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Sin", x))),
+    "Sin": lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Cos", x)),
+    # Only float32 values have derivatives, so a cast of one changes nothing.
+    "Cast": lambda tape, node, dy, x, y: dy,
+}
 
 RULES: Mapping[str, Any] = {
     "Add": _add,
@@ -134,23 +158,5 @@ RULES: Mapping[str, Any] = {
     "Div": _div,
     "Pow": _pow,
     "Where": _where,
-    "Cast": _cast,
-    "Identity": _unary(lambda tape, node, dy, x, y: dy),
-    "Neg": _unary(lambda tape, node, dy, x, y: tape.op("Neg", dy)),
-    "Abs": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Sign", x))),
-    "Exp": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, y)),
-    "Log": _unary(lambda tape, node, dy, x, y: tape.op("Div", dy, x)),
-    "Sqrt": _unary(_sqrt),
-    "Reciprocal": _unary(
-        lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Mul", y, y)))
-    ),
-    "Tanh": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, _one_minus_square(tape, y))),
-    "Sigmoid": _unary(_sigmoid),
-    "Relu": _unary(_relu),
-    "Erf": _unary(_erf),
-    "Gelu": _unary(_gelu),
-    "Cos": _unary(
-        lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Sin", x)))
-    ),
-    "Sin": _unary(lambda tape, node, dy, x, y: tape.op("Mul", dy, tape.op("Cos", x))),
+    **{operator: _unary(slope) for operator, slope in SLOPES.items()},
 }

@@ -7,7 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgezo_export.gradients.tape import Tape, dims, no_gradient, only, rank
+from edgezo_export.gradients.tape import Tape, only
+from edgezo_export.gradients.writer import dims, no_gradient, rank
 
 
 def _matmul(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:

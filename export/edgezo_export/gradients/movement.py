@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgezo_export.gradients.tape import Tape, dims, first, no_gradient, only, rank
+from edgezo_export.gradients.tape import Tape, only
+from edgezo_export.gradients.writer import dims, first, no_gradient, rank
 
 
 def _reshape(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.gradients.movement import known_rank
-from edgezo_export.gradients.tape import Tape, dims, first, no_gradient, only
+from edgezo_export.gradients.tape import Tape, only
+from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
 
 
-def _axes(node: ir.Node) -> list[int]:
+def reduced_axes(node: ir.Node) -> list[int]:
     """Returns the axes that `node` reduces; all of them if it names none."""
     given = node.attributes.get_ints("axes", [])
     rank = known_rank(node)
@@ -26,7 +27,7 @@ def _axes(node: ir.Node) -> list[int]:
     return [axis % rank for axis in given] or list(range(rank))
 
 
-def _kept(tape: Tape, node: ir.Node, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+def with_reduced(tape: Writer, node: ir.Node, value: ir.Value, axes: Sequence[int]) -> ir.Value:
     """Returns `value`, of the shape of the output of `node`, with the reduced axes as 1."""
     if node.attributes.get_int("keepdims", 1) or not axes:
         return value
@@ -35,13 +36,13 @@ def _kept(tape: Tape, node: ir.Node, value: ir.Value, axes: Sequence[int]) -> ir
 
 def _sum(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
     x = first(node)
-    kept = _kept(tape, node, only(cotangents), _axes(node))
+    kept = with_reduced(tape, node, only(cotangents), reduced_axes(node))
     tape.give(x, tape.op("Expand", kept, tape.shape_of(x)))
 
 
 def _mean(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    x, axes = first(node), _axes(node)
-    kept = _kept(tape, node, only(cotangents), axes)
+    x, axes = first(node), reduced_axes(node)
+    kept = with_reduced(tape, node, only(cotangents), axes)
     sizes = dims(x) or []
     counts = [sizes[axis] for axis in axes]
     whole = [count for count in counts if isinstance(count, int)]
@@ -58,18 +59,22 @@ def _mean(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> N
 
 
 def _log_sum_exp(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    x, axes = first(node), _axes(node)
-    total = _kept(tape, node, node.outputs[0], axes)
-    dy = _kept(tape, node, only(cotangents), axes)
+    x, axes = first(node), reduced_axes(node)
+    total = with_reduced(tape, node, node.outputs[0], axes)
+    dy = with_reduced(tape, node, only(cotangents), axes)
     tape.give(x, tape.op("Mul", tape.op("Exp", tape.op("Sub", x, total)), dy))
 
 
-def _softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    dy, y = only(cotangents), node.outputs[0]
-    axis = node.attributes.get_int("axis", -1)
+def softmax_slope(tape: Writer, node: ir.Node, dy: ir.Value) -> ir.Value:
+    """Returns the derivative of a softmax, a symmetric matrix, times `dy`."""
+    y, axis = node.outputs[0], node.attributes.get_int("axis", -1)
     weighed = tape.op("Mul", dy, y)
     total = tape.summed(weighed, [axis], keep=True)
-    tape.give(node.inputs[0], tape.op("Sub", weighed, tape.op("Mul", y, total)))
+    return tape.op("Sub", weighed, tape.op("Mul", y, total))
+
+
+def _softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    tape.give(first(node), softmax_slope(tape, node, only(cotangents)))
 
 
 def _log_softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
@@ -78,33 +83,48 @@ def _log_softmax(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None
     tape.give(node.inputs[0], tape.op("Sub", dy, tape.op("Mul", tape.op("Exp", y), total)))
 
 
+class Normalized:
+    """What a LayerNormalization makes of its input before scale and bias, and its derivative.
+
+    It normalises again, for ONNX Runtime does that in one pass.
+    """
+
+    def __init__(self, tape: Writer, node: ir.Node) -> None:
+        rank = known_rank(node)
+        axis = node.attributes.get_int("axis", -1) % rank
+        own = [size for size in (dims(first(node)) or [])[axis:] if isinstance(size, int)]
+        if len(own) < rank - axis:
+            raise no_gradient(node, ", over axes of no fixed size")
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        ones = tape.constant(np.ones(own), np.float32)
+        self.values, _, self._inverse = tape.ops(
+            "LayerNormalization", [first(node), ones], 3, axis=axis, epsilon=epsilon
+        )
+        self._tape, self._axes = tape, tape.constant(list(range(axis, rank)))
+
+    def slope(self, dy: ir.Value) -> ir.Value:
+        """Returns the derivative, a symmetric matrix, times `dy`."""
+        op = self._tape.op
+        mean = op("ReduceMean", dy, self._axes)
+        along = op("ReduceMean", op("Mul", dy, self.values), self._axes)
+        inner = op("Sub", op("Sub", dy, mean), op("Mul", self.values, along))
+        return op("Mul", inner, self._inverse)
+
+
 def _layer_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    """Normalises again without scale and bias, for ONNX Runtime does that in one pass."""
     x, scale, bias = (*node.inputs, None)[:3]
     assert x is not None and scale is not None
-    dy, rank = only(cotangents), known_rank(node)
-    axis = node.attributes.get_int("axis", -1) % rank
-    sizes = dims(x)
-    own = [size for size in (sizes or [])[axis:] if isinstance(size, int)]
-    if len(own) < rank - axis:
-        raise no_gradient(node, ", over axes of no fixed size")
+    dy = only(cotangents)
     if tape.wants(bias):
         assert bias is not None
-        tape.give(bias, tape.sum_to(dy, sizes, bias))
+        tape.give(bias, tape.sum_to(dy, dims(x), bias))
     if not (tape.wants(x) or tape.wants(scale)):
         return
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    ones = tape.constant(np.ones(own), np.float32)
-    normal, _, inverse = tape.ops("LayerNormalization", [x, ones], 3, axis=axis, epsilon=epsilon)
+    normal = Normalized(tape, node)
     if tape.wants(scale):
-        tape.give(scale, tape.sum_to(tape.op("Mul", dy, normal), sizes, scale))
+        tape.give(scale, tape.sum_to(tape.op("Mul", dy, normal.values), dims(x), scale))
     if tape.wants(x):
-        axes = tape.constant(list(range(axis, rank)))
-        scaled = tape.op("Mul", dy, scale)
-        mean = tape.op("ReduceMean", scaled, axes)
-        slope = tape.op("ReduceMean", tape.op("Mul", scaled, normal), axes)
-        inner = tape.op("Sub", tape.op("Sub", scaled, mean), tape.op("Mul", normal, slope))
-        tape.give(x, tape.op("Mul", inner, inverse))
+        tape.give(x, normal.slope(tape.op("Mul", dy, scale)))
 
 
 RULES: Mapping[str, Any] = {

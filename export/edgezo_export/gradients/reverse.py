@@ -16,10 +16,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgezo_export.gradients.cuts import narrow_values
+from edgezo_export.gradients.path import differentiable, trained_names
 from edgezo_export.gradients.rules import RULES
-from edgezo_export.gradients.tape import Tape, dims, no_gradient
-from edgezo_runtime.bundle import QUANTIZED, Manifest
-from edgezo_runtime.errors import InputError
+from edgezo_export.gradients.tape import Tape
+from edgezo_export.gradients.writer import dims, no_gradient
+from edgezo_runtime.bundle import Manifest
 from edgezo_runtime.first_order.graph import CUTS_KEY, cotangent_of, gradient_of
 
 _OLDEST = 16  # the opset in which scattered elements can be added up
@@ -37,17 +38,8 @@ def gradient_graph(graph: bytes, manifest: Manifest) -> bytes:
     Raises:
         InputError: a weight is quantised or not float32, or a node on the way has no rule.
     """
-    parameters = manifest.parameters
-    for parameter in parameters:
-        if parameter.kind == QUANTIZED:
-            raise InputError(
-                f"{parameter.name} is quantised, so its model has no gradients: tune it with qzo, "
-                "mezo or es, or make the gradients of the bundle that was quantised"
-            )
-    if manifest.adapter:
-        parameters = tuple(p for p in parameters if p.init)
     model = ir.from_proto(onnx.load_from_string(graph))
-    add_gradients(model, [p.name for p in parameters])
+    add_gradients(model, trained_names(manifest))
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
@@ -61,23 +53,8 @@ def add_gradients(model: ir.Model, weights: Sequence[str]) -> None:
     Raises:
         InputError: a node on the way has no rule, a weight is no float32, or nothing depends on it.
     """
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    if opset < _OLDEST:
-        raise InputError(
-            f"the graph has opset {opset}, its gradients need {_OLDEST} or later: export the "
-            "model again with a newer opset"
-        )
-    common_passes.LiftConstantsToInitializersPass(size_limit=0, lift_all_constants=True)(model)
-    common_passes.ShapeInferencePass()(model)
-    graph = model.graph
-    graph.sort()
-    nodes = list(graph)
-    inputs = {value.name: value for value in graph.inputs}
-    wanted = [inputs[name] for name in weights]
-    active = _active(nodes, wanted, graph.outputs)
-    for value in wanted:
-        if value not in active:
-            raise InputError(f"no output depends on {value.name!r}: it has no gradient")
+    path = differentiable(model, weights, _OLDEST)
+    graph, nodes, active = model.graph, path.nodes, path.active
     # An output's cotangent is an input, and not what the stages above have added up.
     cuts = [value for value in narrow_values(nodes, active) if not value.is_graph_output()]
     tape = Tape(graph, active)
@@ -86,7 +63,7 @@ def add_gradients(model: ir.Model, weights: Sequence[str]) -> None:
         tape.give(value, seed)
     for node in reversed(nodes):
         _differentiate(tape, node, set(cuts))
-    gradients = [_finished(tape, value) for value in wanted]
+    gradients = [_finished(tape, value) for value in path.wanted]
     graph.inputs.extend(seeds)
     graph.extend(tape.nodes)
     graph.outputs.extend(gradients)
@@ -111,27 +88,6 @@ def _differentiate(tape: Tape, node: ir.Node, cuts: set[ir.Value]) -> None:
     if rule is None:
         raise no_gradient(node)
     rule(tape, node, cotangents)
-
-
-def _active(
-    nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], outputs: Sequence[ir.Value]
-) -> set[ir.Value]:
-    """Returns the float32 values that depend on a wanted weight and that an output depends on."""
-    for value in wanted:
-        if value.dtype != ir.DataType.FLOAT:
-            raise InputError(
-                f"{value.name} is {value.dtype}, and only float32 weights have gradients: tune "
-                "quantised weights with --method qzo, or others with mezo or es"
-            )
-    reached = set(wanted)
-    for node in nodes:
-        if not reached.isdisjoint(node.inputs):
-            reached.update(v for v in node.outputs if v.dtype in (ir.DataType.FLOAT, None))
-    needed = set(outputs)
-    for node in reversed(nodes):
-        if not needed.isdisjoint(node.outputs):
-            needed.update(value for value in node.inputs if value is not None)
-    return reached & needed
 
 
 def _seed(output: ir.Value) -> ir.Value:

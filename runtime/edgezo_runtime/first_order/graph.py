@@ -5,9 +5,10 @@ It is read and written as protobuf's wire format says, so that the `onnx` packag
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgezo_runtime import wire
 
@@ -28,6 +29,11 @@ def cotangent_of(name: str) -> str:
 def gradient_of(name: str) -> str:
     """Returns the name of the derivative of the loss by the weight `name`."""
     return f"{name}.gradient"
+
+
+def tangent_of(name: str) -> str:
+    """Returns the name of the derivative of the weight or value `name` along a direction."""
+    return f"{name}.tangent"
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,27 @@ class Graph:
                 waiting += node.inputs
         return [node for node in self.nodes if id(node) in chosen]
 
+    def without(self, zero: Iterable[str]) -> Graph:
+        """Returns the graph without the tangents `zero`, and without what is zero with them.
+
+        In a graph of tangents a node whose input is zero makes zeros, but for a sum of two.
+        """
+        gone, same = set(zero), dict[str, str]()
+        nodes: list[Node] = []
+        for node in self.nodes:
+            inputs = tuple(same.get(name, name) for name in node.inputs)
+            left = [name for name in inputs if name not in gone]
+            if len(left) == len(inputs):
+                nodes.append(replace(node, inputs=inputs))
+            elif node.operator == "Add" and left:
+                same[node.outputs[0]] = left[0]
+            else:
+                gone.update(node.outputs)
+        smaller = copy.copy(self)
+        smaller.nodes = nodes
+        smaller.made_by = {name: node for node in nodes for name in node.outputs}
+        return smaller
+
     def piece(self, outputs: Sequence[str], given: Collection[str]) -> Piece:
         """Returns the model that computes `outputs` from what is `given` and the graph's inputs."""
         nodes = self.needed(outputs, given)
@@ -185,9 +212,11 @@ def _captured(node: memoryview) -> list[str]:
 def _renamed(node: Node, names: dict[str, str]) -> bytes:
     """Returns the bytes of `node` with its values called as `names` says."""
     edited = bytearray()
-    for number, raw, payload in wire.fields(node.payload):
+    inputs, outputs = iter(node.inputs), iter(node.outputs)
+    for number, raw, _ in wire.fields(node.payload):
         if number in (wire.NODE_INPUT, wire.NODE_OUTPUT):
-            edited += wire.delimited(number, names[bytes(payload).decode()].encode())
+            name = next(inputs if number == wire.NODE_INPUT else outputs)
+            edited += wire.delimited(number, names[name].encode())
         elif number not in _UNTOLD:
             edited += raw
     return bytes(edited)

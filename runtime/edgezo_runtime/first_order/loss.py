@@ -8,7 +8,9 @@ import numpy as np
 
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.first_order.session import Taker
+from edgezo_runtime.first_order.tangents import FORWARDS
 from edgezo_runtime.model import Model
+from edgezo_runtime.noise import AnyDirection
 
 
 class BatchLoss:
@@ -37,6 +39,11 @@ class BatchLoss:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
         self.forwards += 1
         return self._model.descend(self._exact, names, take, keep)
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        """Returns the loss, in nats, and its derivative along a direction."""
+        self.forwards += FORWARDS
+        return self._model.derivative(self._batch, direction)
 
     def gradients(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the gradients by the weights `names`, all at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,30 +10,16 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import GRADIENTS, Bundle
 from edgezo_runtime.devices import Device
-from edgezo_runtime.devices.cpu import alias, session_options
-from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.first_order.graph import Graph, Piece, cotangent_of, gradient_of
+from edgezo_runtime.devices.cpu import alias
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
+from edgezo_runtime.first_order.pieces import Pieces, Values
+from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import Plan, plan
 from edgezo_runtime.ort import onnxruntime
 
 #: Takes a weight's name and its gradient, which is the taker's to change.
 Taker = Callable[[str, np.ndarray], None]
-
-
-def check_gradients(bundle: Bundle, device: Device) -> bytes:
-    """Returns the bundle's gradient graph.
-
-    Raises:
-        InputError: it has none, and the message says how to make one; or the device is no CPU.
-    """
-    if device.name != "cpu":
-        raise InputError(f"true gradients run on the CPU, not on {device.name}: use --device cpu")
-    if not bundle.differentiates:
-        raise InputError(
-            f"{bundle.folder} has no gradient graph, which this method needs: make a bundle that "
-            f"has one with `edgezo export {bundle.folder} --gradients --out NEW`"
-        )
-    return bundle.read_graph(GRADIENTS)
 
 
 class GradientSession:
@@ -57,18 +42,15 @@ class GradientSession:
         device: Device,
         keep: bool = False,
     ) -> None:
-        try:
-            self._graph = Graph(check_gradients(bundle, device))
-        except (ValueError, IndexError) as error:
-            raise InputError(f"{bundle.folder} has a damaged gradient graph: {error}") from error
-        self._folder, self._threads, self._keep = bundle.folder, device.threads, keep
+        self._graph = read_graph(bundle, device, GRADIENTS)
+        self._folder, self._keep = bundle.folder, keep
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = {
             p.name: alias(weights[p.name], dtypes.named(p.dtype))
             for p in bundle.manifest.parameters
         }
         self._plans: dict[tuple[str, ...], Plan] = {}
-        self._sessions: dict[bytes, Any] = {}
+        self._pieces = Pieces(bundle.folder, device.threads)
 
     def run(self, batch: BaseBatch, names: Sequence[str], take: Taker) -> float:
         """Gives `take` the gradients of the batch's mean loss by the weights `names`.
@@ -88,17 +70,13 @@ class GradientSession:
             InputError: a weight has no gradient in the graph.
             EdgezoError: ONNX Runtime failed.
         """
-        if type(batch).loss is not BaseBatch.loss:
-            raise InputError(
-                f"{type(batch).__name__} is judged by more than one forward pass, which has no "
-                "gradient: tune with a method that needs none, such as mezo"
-            )
+        check_differentiable(batch)
         chosen = self._plan(tuple(names))
         value = onnxruntime().OrtValue.ortvalue_from_numpy
         feeds = {name: value(array) for name, array in batch.feeds().items()}
-        values = _Values({**self._weights, **feeds}, [*chosen.forward, *chosen.backward])
+        values = Values({**self._weights, **feeds}, [*chosen.forward, *chosen.backward])
         for piece in chosen.forward:
-            self._run(piece, values)
+            self._pieces.run(piece, values)
         outputs = {name: values.get(name).numpy() for name in self._outputs}
         loss = batch.objective.loss(outputs)
         if not np.isfinite(loss):
@@ -107,7 +85,7 @@ class GradientSession:
             values.put(cotangent_of(name), value(cotangent))
         weights = {gradient_of(name): name for name in names}
         for piece in chosen.backward:
-            self._run(piece, values)
+            self._pieces.run(piece, values)
             for name, _ in piece.outputs:
                 if name in weights:
                     take(weights[name], values.pop(name).numpy())
@@ -118,24 +96,6 @@ class GradientSession:
         found: dict[str, np.ndarray] = {}
         self.run(batch, names, found.__setitem__)
         return found
-
-    def _run(self, piece: Piece, values: _Values) -> None:
-        session = self._sessions.get(piece.model)
-        if session is None:
-            try:
-                session = _open(piece.model, self._threads)
-            except Exception as error:
-                raise InputError(
-                    f"ONNX Runtime cannot load the gradient graph of {self._folder}: {error}"
-                ) from error
-            self._sessions[piece.model] = session
-        feeds = {own: values.get(name) for name, own in piece.inputs}
-        try:
-            made = session.run_with_ort_values([own for _, own in piece.outputs], feeds)
-        except Exception as error:
-            raise EdgezoError(f"ONNX Runtime failed on a gradient: {error}") from error
-        del feeds
-        values.done([name for name, _ in piece.outputs], made)
 
     def _plan(self, names: tuple[str, ...]) -> Plan:
         if names not in self._plans:
@@ -149,48 +109,3 @@ class GradientSession:
                 self._graph, self._outputs, self._weights.keys(), names, self._keep
             )
         return self._plans[names]
-
-
-def _open(model: bytes, threads: int) -> Any:
-    options = session_options(threads)
-    # Many sessions take turns: what one keeps for its next run, the others would want.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-class _Values:
-    """The values that pieces hand to each other; each is freed after the piece that uses it last.
-
-    Args:
-        given: weights and data, which stay.
-        pieces: in the order in which they run.
-    """
-
-    def __init__(self, given: dict[str, Any], pieces: Sequence[Piece]) -> None:
-        self._given = given
-        self._made: dict[str, Any] = {}
-        self._uses = {
-            name: number for number, piece in enumerate(pieces) for name, _ in piece.inputs
-        }
-        self._ran = 0
-
-    def get(self, name: str) -> Any:
-        """Returns the OrtValue `name`."""
-        return self._given[name] if name in self._given else self._made[name]
-
-    def put(self, name: str, value: Any) -> None:
-        """Adds a value."""
-        self._made[name] = value
-
-    def pop(self, name: str) -> Any:
-        """Returns the value `name`, which nothing else needs."""
-        return self._made.pop(name)
-
-    def done(self, names: Sequence[str], values: Sequence[Any]) -> None:
-        """Adds what the next piece made, and frees what nothing after it uses."""
-        self._made.update(zip(names, values, strict=True))
-        for name in [n for n in self._made if self._uses.get(n, len(self._uses)) <= self._ran]:
-            del self._made[name]
-        self._ran += 1

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from edgezo_runtime.first_order.graph import Graph, Node, Piece, cotangent_of, gradient_of
+from edgezo_runtime.first_order.graph import (
+    Graph,
+    Node,
+    Piece,
+    cotangent_of,
+    gradient_of,
+    tangent_of,
+)
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
@@ -56,6 +63,31 @@ def plan(
     return Plan(tuple(_forward_pieces(graph, stages, kept, needed)), tuple(pieces))
 
 
+def tangent_plan(
+    graph: Graph, outputs: Sequence[str], weights: Set[str], wanted: Set[str]
+) -> tuple[Piece, ...]:
+    """Returns the pieces that compute the outputs and their tangents along the `wanted` weights.
+
+    A value and its tangent cross each cut together, and nothing else does: the tangents of the
+    weights of one stage at a time have to be there.
+
+    Args:
+        graph: a tangent graph.
+        outputs: the outputs of its forward pass.
+        weights: names of all its weights.
+        wanted: names of those whose tangents are not zero.
+    """
+    given = {name: tangent_of(name) for name in weights if tangent_of(name) in graph.inputs}
+    graph = graph.without(tangent for name, tangent in given.items() if name not in wanted)
+    ends = {*outputs, *(tangent_of(name) for name in outputs)} & graph.made_by.keys()
+    nodes = graph.needed(ends)
+    stages = _forward_stages(graph, nodes)
+    kept = {*graph.cuts, *map(tangent_of, graph.cuts)}
+    kept |= _shared(nodes, [], weights | set(given.values()))
+    kept &= stages.keys() & graph.described
+    return tuple(_forward_pieces(graph, stages, kept, ends))
+
+
 def _backward_levels(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]) -> dict[str, int]:
     """Returns the stage of each value of the backward pass: the lowest of what it depends on."""
     seeds = {cotangent_of(name): len(graph.cuts) for name in outputs}
@@ -75,6 +107,7 @@ def _backward_levels(graph: Graph, nodes: Sequence[Node], outputs: Sequence[str]
 def _forward_stages(graph: Graph, nodes: Sequence[Node]) -> dict[str, int]:
     """Returns the stage of each value of the forward pass: after all cuts that it depends on."""
     after = {name: number + 1 for number, name in enumerate(graph.cuts)}
+    after |= {tangent_of(name): number for name, number in after.items()}
     stages: dict[str, int] = {}
     for node in nodes:
         found = [after.get(name, stages.get(name, 0)) for name in node.inputs]

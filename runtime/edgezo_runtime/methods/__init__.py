@@ -15,9 +15,11 @@ from edgezo_runtime.methods.base import Probe as Probe
 from edgezo_runtime.methods.conservative import ZoSgdCons
 from edgezo_runtime.methods.es import EvolutionStrategies
 from edgezo_runtime.methods.first_order import FIRST_ORDER, FirstOrder
+from edgezo_runtime.methods.forward_grad import ForwardGrad
 from edgezo_runtime.methods.fzoo import Fzoo
 from edgezo_runtime.methods.hessian import Helene, Hizoo
 from edgezo_runtime.methods.hift import HIFT
+from edgezo_runtime.methods.hybrid import Hybrid
 from edgezo_runtime.methods.low_rank import Lozo, SubZero
 from edgezo_runtime.methods.mezo import Mezo
 from edgezo_runtime.methods.moments import ZoAdam, ZoSgdMmt
@@ -56,6 +58,7 @@ FORWARD_ONLY: dict[str, type[Method]] = {
         SparseMezo,
         Lozo,
         SubZero,
+        ForwardGrad,
     )
 }
 
@@ -63,7 +66,7 @@ FORWARD_ONLY: dict[str, type[Method]] = {
 AnyMethod = Method | FirstOrder
 METHODS: dict[str, type[Method] | type[FirstOrder]] = {
     **FORWARD_ONLY,
-    **{method.name: method for method in (*FIRST_ORDER, *HIFT, Addax, AddaxWa)},
+    **{method.name: method for method in (*FIRST_ORDER, *HIFT, Addax, AddaxWa, Hybrid)},
 }
 
 

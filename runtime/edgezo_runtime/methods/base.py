@@ -81,6 +81,7 @@ class Method(abc.ABC):
         name: as `--method` takes it.
         paper: where it comes from.
         lr: the learning rate where none is given.
+        graph: the file of the bundle that it needs besides the inference graph, if any.
         chosen: the value of each setting.
 
     Raises:
@@ -91,6 +92,7 @@ class Method(abc.ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     lr: ClassVar[float] = 1e-5
+    graph: ClassVar[str] = ""
 
     weight_decay = Number(0.0, least=0)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import GRADIENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.state import State
@@ -51,6 +52,7 @@ class FirstOrder:
         name: as `--method` takes it.
         paper: where it comes from.
         lr: the learning rate where none is given.
+        graph: the file of the bundle that it needs besides the inference graph.
         family: of methods that are compared with each other.
         chosen: the value of each setting.
         changed: whether the last step changed weights.
@@ -59,6 +61,7 @@ class FirstOrder:
     name: ClassVar[str]
     paper: ClassVar[str]
     lr: ClassVar[float] = 1e-5
+    graph: ClassVar[str] = GRADIENTS
     family: ClassVar[str] = "first-order"
     weight_decay = Number(0.0, least=0)
 

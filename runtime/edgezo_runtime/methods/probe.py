@@ -24,6 +24,7 @@ from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.methods.base import Method, Probe
 
 PROBES = 8  # batches, with three forward passes each
+_EPS = 1e-3  # for methods that perturb nothing
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def find_rate(method: Method, losses: Sequence[Callable[[], float]]) -> Found:
     Raises:
         EdgezoError: the loss is not finite near the weights, or is the same everywhere.
     """
-    eps = float(method.settings()["eps"])
+    eps = float(method.settings().get("eps", _EPS))
     slopes, bends = [], []
     method.prepare(1)
     for number, loss in enumerate(losses, start=1):

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from edgezo_runtime.arena import Arena
+from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.journal import SKIPPED, Record
+from edgezo_runtime.noise import AnyDirection
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A loss that has a derivative; see `edgezo_runtime.first_order.loss.BatchLoss`."""
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        """Returns the loss and its derivative along a direction."""
+        ...
 
 
 class Walk(abc.ABC):
@@ -32,6 +44,10 @@ class Walk(abc.ABC):
     @abc.abstractmethod
     def loss(self) -> float:
         """Returns the loss at the arena's present weights; NaN in a replay."""
+
+    @abc.abstractmethod
+    def slope(self, direction: AnyDirection) -> float:
+        """Returns the derivative of the loss along a direction; NaN in a replay."""
 
     @abc.abstractmethod
     def known(self, *values: float) -> tuple[float, ...]:
@@ -68,6 +84,14 @@ class Measured(Walk):
         self.losses.append(self._loss())
         return self.losses[-1]
 
+    def slope(self, direction: AnyDirection) -> float:
+        if not isinstance(self._loss, Differentiable):
+            raise EdgezoError("this method needs true slopes: give it a BatchLoss")
+        self._arena.settle()
+        value, slope = self._loss.derivative(direction)
+        self.losses.append(value)
+        return slope
+
     def known(self, *values: float) -> tuple[float, ...]:
         with np.errstate(over="ignore", invalid="ignore"):
             scalars = np.array(values, np.float64).astype(np.float32)
@@ -98,6 +122,9 @@ class Replayed(Walk):
         self._next = 0
 
     def loss(self) -> float:
+        return float("nan")
+
+    def slope(self, direction: AnyDirection) -> float:
         return float("nan")
 
     def known(self, *values: float) -> tuple[float, ...]:

@@ -1,0 +1,95 @@
+"""What lies between weights and outputs: the part of a graph that is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgezo_runtime.bundle import QUANTIZED, Manifest
+from edgezo_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way from weights to outputs.
+
+    Attributes:
+        nodes: of the whole graph, in topological order.
+        wanted: the weights.
+        active: the float32 values that depend on a weight and that an output depends on.
+    """
+
+    nodes: Sequence[ir.Node]
+    wanted: Sequence[ir.Value]
+    active: frozenset[ir.Value]
+
+
+def trained_names(manifest: Manifest) -> list[str]:
+    """Returns the weights that a bundle may train; an adapter's bundle trains that alone.
+
+    Raises:
+        InputError: a weight is quantised.
+    """
+    parameters = manifest.parameters
+    for parameter in parameters:
+        if parameter.kind == QUANTIZED:
+            raise InputError(
+                f"{parameter.name} is quantised, so its model has no gradients: tune it with qzo, "
+                "mezo or es, or make the gradients of the bundle that was quantised"
+            )
+    return [p.name for p in parameters if p.init or not manifest.adapter]
+
+
+def differentiable(model: ir.Model, weights: Sequence[str], oldest: int) -> Path:
+    """Returns the path from `weights`, and makes constants and shapes along it known.
+
+    Args:
+        model: it is changed.
+        weights: the graph inputs to differentiate by.
+        oldest: the first opset in which what its derivative needs can be said.
+
+    Raises:
+        InputError: the opset is older, a weight is no float32, or nothing depends on it.
+    """
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    if opset < oldest:
+        raise InputError(
+            f"the graph has opset {opset}, its gradients need {oldest} or later: export the "
+            "model again with a newer opset"
+        )
+    common_passes.LiftConstantsToInitializersPass(size_limit=0, lift_all_constants=True)(model)
+    common_passes.ShapeInferencePass()(model)
+    graph = model.graph
+    graph.sort()
+    nodes = list(graph)
+    inputs = {value.name: value for value in graph.inputs}
+    wanted = [inputs[name] for name in weights]
+    active = _active(nodes, wanted, graph.outputs)
+    for value in wanted:
+        if value not in active:
+            raise InputError(f"no output depends on {value.name!r}: it has no gradient")
+    return Path(nodes, wanted, active)
+
+
+def _active(
+    nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> frozenset[ir.Value]:
+    """Returns the float32 values that depend on a wanted weight and that an output depends on."""
+    for value in wanted:
+        if value.dtype != ir.DataType.FLOAT:
+            raise InputError(
+                f"{value.name} is {value.dtype}, and only float32 weights have gradients: tune "
+                "quantised weights with --method qzo, or others with mezo or es"
+            )
+    reached = set(wanted)
+    for node in nodes:
+        if not reached.isdisjoint(node.inputs):
+            reached.update(v for v in node.outputs if v.dtype in (ir.DataType.FLOAT, None))
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.outputs):
+            needed.update(value for value in node.inputs if value is not None)
+    return frozenset(reached & needed)

@@ -1,0 +1,1 @@
+"""Tangent graphs: forward mode over the graph of a bundle, without torch."""

@@ -1,0 +1,91 @@
+"""Forward mode through operators that work on each element alone, and broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from edgezo_export.gradients import elementwise
+from edgezo_export.gradients.writer import first, no_gradient
+from edgezo_export.tangents.tape import Tape
+
+
+def _sides(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    left, right = node.inputs
+    assert left is not None and right is not None
+    return left, right
+
+
+def _add(tape: Tape, node: ir.Node) -> None:
+    for value in _sides(node):
+        tangent = tape.of(value)
+        if tangent is not None:
+            tape.give_wide(node.outputs[0], tangent, value)
+
+
+def _sub(tape: Tape, node: ir.Node) -> None:
+    left, right = _sides(node)
+    output, dl, dr = node.outputs[0], tape.of(left), tape.of(right)
+    if dl is not None:
+        tape.give_wide(output, dl, left)
+    if dr is not None:
+        tape.give_wide(output, tape.op("Neg", dr), right)
+
+
+def _mul(tape: Tape, node: ir.Node) -> None:
+    left, right = _sides(node)
+    for value, other in ((left, right), (right, left)):
+        tangent = tape.of(value)
+        if tangent is not None:
+            tape.give(node.outputs[0], tape.op("Mul", tangent, other))
+
+
+def _div(tape: Tape, node: ir.Node) -> None:
+    left, right = _sides(node)
+    output, dl, dr = node.outputs[0], tape.of(left), tape.of(right)
+    if dl is not None:
+        tape.give(output, tape.op("Div", dl, right))
+    if dr is not None:
+        scaled = tape.op("Div", dr, right)
+        tape.give(output, tape.op("Neg", tape.op("Mul", scaled, output)))
+
+
+def _pow(tape: Tape, node: ir.Node) -> None:
+    base, exponent = _sides(node)
+    tangent = tape.of(base)
+    if tangent is None:
+        raise no_gradient(node, ", whose exponent is no constant")
+    tape.give(node.outputs[0], elementwise.pow_slope(tape, node, tangent, base, exponent))
+
+
+def _where(tape: Tape, node: ir.Node) -> None:
+    condition, left, right = node.inputs
+    zero, output = tape.number(0), node.outputs[0]
+    dl, dr = tape.of(left), tape.of(right)
+    if left is not None and dl is not None:
+        tape.give_wide(output, tape.op("Where", condition, dl, zero), left)
+    if right is not None and dr is not None:
+        tape.give_wide(output, tape.op("Where", condition, zero, dr), right)
+
+
+def _unary(slope: elementwise.Slope) -> Any:
+    def give(tape: Tape, node: ir.Node) -> None:
+        tangent = tape.of(first(node))
+        assert tangent is not None
+        output = node.outputs[0]
+        tape.give(output, slope(tape, node, tangent, first(node), output))
+
+    return give
+
+
+RULES: Mapping[str, Any] = {
+    "Add": _add,
+    "Sub": _sub,
+    "Mul": _mul,
+    "Div": _div,
+    "Pow": _pow,
+    "Where": _where,
+    **{operator: _unary(slope) for operator, slope in elementwise.SLOPES.items()},
+}

@@ -1,0 +1,152 @@
+"""Loss of a batch and its derivative along a direction, by forward mode, at still weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.arena import ALIGNMENT, Arena
+from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.bundle import TANGENTS, Bundle
+from edgezo_runtime.devices import Device
+from edgezo_runtime.devices.cpu import alias
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.graph import Piece, tangent_of
+from edgezo_runtime.first_order.pieces import Pieces, Values
+from edgezo_runtime.first_order.required import check_differentiable, read_graph
+from edgezo_runtime.first_order.stages import tangent_plan
+from edgezo_runtime.noise import BLOCK_SIZE, AnyDirection
+from edgezo_runtime.noise import Values as Elements
+from edgezo_runtime.ort import onnxruntime
+
+#: Products with weights that a pass takes, each worth a forward pass: of value and weight, of the
+#: value's tangent and the weight, and of the value and the weight's tangent.
+FORWARDS = 3
+
+
+@dataclass(frozen=True)
+class _Tangent:
+    """The tangent of one weight, as one stage needs it.
+
+    Attributes:
+        name: of the value in the graph.
+        elements: where it is written, flat.
+        value: an OrtValue over the same memory, in the weight's shape.
+        offset: of its first element in the noise's index space.
+    """
+
+    name: str
+    elements: np.ndarray
+    value: Any
+    offset: int
+
+
+class TangentSession:
+    """Runs a bundle's tangent graph on the CPU, one stage of it at a time.
+
+    The tangents of the weights are elements of a direction. Those of one stage at a time are drawn,
+    into one buffer.
+
+    Args:
+        bundle: one with a tangent graph.
+        weights: every parameter by name: C-contiguous arrays in storage dtype. They are aliased.
+        arena: the trained ones among them, which have tangents.
+        device: the CPU, with as many threads as ONNX Runtime may use.
+
+    Raises:
+        InputError: the bundle has no tangent graph, or it is damaged.
+    """
+
+    def __init__(
+        self, bundle: Bundle, weights: Mapping[str, np.ndarray], arena: Arena, device: Device
+    ) -> None:
+        self._graph = read_graph(bundle, device, TANGENTS)
+        self._bundle, self._arena, self._device = bundle, arena, device
+        self._outputs = [port.name for port in bundle.manifest.outputs]
+        self._weights = {
+            p.name: alias(weights[p.name], dtypes.named(p.dtype))
+            for p in bundle.manifest.parameters
+        }
+        self._pieces = Pieces(bundle.folder, device.threads)
+
+    def run(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
+        r"""Returns the batch's mean loss, in nats, and its derivative along a direction.
+
+        .. math:: g = \langle \nabla L(\theta), z \rangle
+
+        It is not a number where the loss is not finite.
+
+        Args:
+            batch: the data, and the objective.
+            direction: of the arena's index space; without ranges.
+
+        Raises:
+            InputError: the loss has no derivative.
+            EdgezoError: ONNX Runtime failed.
+        """
+        check_differentiable(batch)
+        drawn = direction.draw(np, self._arena.size)
+        value = onnxruntime().OrtValue.ortvalue_from_numpy
+        feeds = {name: value(array) for name, array in batch.feeds().items()}
+        values = Values({**self._weights, **feeds}, [piece for piece, _ in self._stages])
+        for piece, tangents in self._stages:
+            for tangent in tangents:
+                _fill(tangent.elements, drawn, tangent.offset)
+                values.put(tangent.name, tangent.value)
+            self._pieces.run(piece, values)
+        made = {name for piece, _ in self._stages for name, _ in piece.outputs}
+        outputs = {name: values.get(name).numpy() for name in self._outputs}
+        loss = batch.objective.loss(outputs)
+        if not np.isfinite(loss):
+            return loss, math.nan
+        slope = 0.0
+        for name, cotangent in batch.objective.cotangents(outputs).items():
+            if tangent_of(name) in made:
+                tangent = values.get(tangent_of(name)).numpy().astype(np.float64)
+                slope += float(np.vdot(cotangent, tangent))
+        return loss, slope
+
+    @functools.cached_property
+    def _stages(self) -> Sequence[tuple[Piece, Sequence[_Tangent]]]:
+        """The pieces in their order, each with the tangents of the weights that it reads."""
+        trained = {tangent_of(p.name): p for p in self._arena.parameters}
+        missing = [p.name for name, p in trained.items() if name not in self._graph.inputs]
+        if missing:
+            raise InputError(
+                f"the tangent graph of {self._bundle.folder} has no tangent of {missing[0]!r}: "
+                "tune other weights, or with a method that needs none, such as mezo"
+            )
+        wanted = self._arena.views.keys()
+        pieces = tangent_plan(self._graph, self._outputs, self._weights.keys(), set(wanted))
+        read = [[trained[n] for n, _ in piece.inputs if n in trained] for piece in pieces]
+        starts = [np.cumsum([0, *(_padded(p.size) for p in each)]) for each in read]
+        room = self._device.zeros(max(int(each[-1]) for each in starts), np.dtype(np.float32))
+        stages = []
+        for piece, parameters, places in zip(pieces, read, starts, strict=True):
+            tangents = []
+            for parameter, start in zip(parameters, places, strict=False):
+                flat = room[start : start + parameter.size]
+                shaped = alias(flat.reshape(parameter.shape), dtypes.FLOAT32)
+                offset = self._arena.noise_offsets[parameter.name]
+                tangents.append(_Tangent(tangent_of(parameter.name), flat, shaped, offset))
+            stages.append((piece, tangents))
+        return stages
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _fill(out: np.ndarray, elements: Elements, offset: int) -> None:
+    """Writes elements of a direction from `offset` on to `out`, block by block."""
+    start = 0
+    while start < out.size:
+        stop = min(out.size, start + BLOCK_SIZE - (offset + start) % BLOCK_SIZE)
+        out[start:stop] = elements(offset + start, offset + stop)
+        start = stop
