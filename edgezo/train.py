@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
+from edgezo.prefix import cached_prefix, check_prefix
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import ADAPTER_SETTINGS, AUTO, Settings
 from edgezo.tasks.base import BaseExample
@@ -83,6 +85,8 @@ def train(
             "cannot be replayed: leave --keep out"
         )
     data = prepare(model, settings)
+    callback = callback or Callback()
+    check_prefix(model, data, settings)
     resolved = settings.to_dict() | {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
@@ -91,7 +95,16 @@ def train(
         resolved["eval_data"] = str(Path(settings.eval_data).resolve())
     if settings.prompt and not is_name(settings.prompt):
         resolved["prompt"] = str(Path(settings.prompt).resolve())
-    tuner = Tuner(
+    run = RunFolder.create(settings.out)
+    with cached_prefix(model, run, data, settings, callback):
+        tuner = _tuner(model, settings, data, resolved)
+        return _loop(tuner, run, settings, data, callback)
+
+
+def _tuner(
+    model: Model, settings: Settings, data: TrainingData, resolved: Mapping[str, Any]
+) -> Tuner:
+    return Tuner(
         model,
         method=settings.method,
         options=settings.options,
@@ -107,7 +120,6 @@ def train(
         notes=data.notes,
         settings=resolved,
     )
-    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback())
 
 
 def _first_batches(data: TrainingData, settings: Settings) -> list[BaseBatch]:
@@ -144,7 +156,8 @@ def resume(
                 f"would have: restore {settings.data}, or start a new run"
             )
     tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
-    return _loop(tuner, run, settings, data, callback)
+    with contextlib.closing(tuner), cached_prefix(model, run, data, settings, callback):
+        return _loop(tuner, run, settings, data, callback)
 
 
 def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolder) -> None:
@@ -157,6 +170,7 @@ def _check_settings(settings: Settings, header: Mapping[str, Any], run: RunFolde
         **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
         "options": settings.options
         and {name: header["settings"].get(name) for name in settings.options},
+        "prefix_cache": header.get("prefix_cache"),
         **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():

@@ -28,6 +28,7 @@ from edgezo.train import Result, train
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.memory import peak_bytes
 from edgezo_runtime.methods import METHODS
+from edgezo_runtime.prefix_cache import PRECISIONS
 from edgezo_runtime.schedule import NAMES
 from edgezo_runtime.select import ADAPTERS, WORDS
 
@@ -93,6 +94,10 @@ def pairs(
 @click.option("--seed", type=int, help="Names every random choice.  [default: 0]")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: at the end]")
 @click.option("--keep", help=f"{', '.join(KEEP)}: the weights to save.  [default: last]")
+@click.option(
+    "--prefix-cache",
+    help=f"{', '.join(PRECISIONS)}: keep the frozen lower layers' outputs.  [default: none]",
+)
 @click.option("--snapshot-every", type=int, help="Steps between snapshots.  [default: none]")
 @device_option
 @threads_option

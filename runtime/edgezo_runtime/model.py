@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.generation import GenerationSession
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.prefix_cache import PRECISIONS, open_cache
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import TOKENIZER, Tokenizer
@@ -196,6 +200,50 @@ class Model:
         """
         return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
+    def check_prefix(self) -> None:
+        """Checks that `cached_prefix` can be; raises InputError where it cannot."""
+        self._session.layout()
+
+    @contextlib.contextmanager
+    def cached_prefix(
+        self,
+        path: Path,
+        batches: Callable[[], Iterable[BaseBatch]],
+        precision: str = PRECISIONS[0],
+        tell: Callable[[int], None] = lambda size: None,
+    ) -> Iterator[None]:
+        """Keeps what the frozen layers below compute of each row: steps on these rows start there.
+
+        The rows are computed first, in their order, unless the file has them from an earlier time.
+        Batches with other rows run all layers as ever.
+
+        Args:
+            path: the file.
+            batches: gives the same batches whenever it is called; the less padding, the faster.
+            precision: of the file, one of `prefix_cache.PRECISIONS`; float16 rounds.
+            tell: called with the file's bytes before it is written.
+
+        Raises:
+            InputError: no layers below are frozen, what they compute does not fall into rows, or
+                a value is too large for float16.
+            EdgezoError: the disk is full.
+        """
+        session = self._session
+        identity = {
+            "base": self.bundle.digest,
+            "prefix": hashlib.sha256(session.prefix()).hexdigest(),
+            "onnxruntime": onnxruntime().__version__,
+            "device": self.device.name,
+            "threads": self.device.threads,
+        }
+        layout, compute = session.layout(), session.compute_prefix
+        with open_cache(path, layout, precision, identity, batches, compute, tell) as cache:
+            session.cache = cache
+            try:
+                yield
+            finally:
+                session.cache = None
+
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
@@ -213,7 +261,8 @@ class Model:
         if keep not in self._gradients:
             weights = self.weights.arrays()
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
-        return self._gradients[keep].run(batch, names, take)
+        given = self._session.found(batch.feeds())
+        return self._gradients[keep].run(batch, names, take, given)
 
 
 def load(

@@ -6,7 +6,8 @@ changes: this is the one way in which ONNX Runtime sees each change of each weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from edgezo_runtime.constants import with_constants
 from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.layout import MASK, Layout
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.prefix_cache import PrefixCache
 from edgezo_runtime.safetensors_file import TensorEntry, release
 from edgezo_runtime.split import split
 
@@ -28,7 +32,8 @@ _ORT_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 class Session:
     """Runs a bundle's graph on a device.
 
-    What depends on frozen weights alone is computed once for a batch, however often it is run.
+    What depends on frozen weights alone is computed once for a batch, however often it is run, or
+    is found in the `cache`.
 
     Args:
         bundle: its graph and its manifest, which must agree.
@@ -39,7 +44,12 @@ class Session:
 
     Raises:
         InputError: the manifest disagrees with the graph, or the graph cannot be loaded.
+
+    Attributes:
+        cache: what has the outputs of the frozen layers for some batches, if there is one.
     """
+
+    cache: PrefixCache | None = None
 
     def __init__(
         self, bundle: Bundle, weights: Mapping[str, Any], trained: Set[str], device: Device
@@ -49,6 +59,7 @@ class Session:
         try:
             model = with_integers(bundle)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
+            self._split = parts
             self._boundary = parts.boundary if parts else ()
             self._prefix = _Part(parts.prefix, constants, device) if parts else None
             self._suffix = _Part(parts.suffix if parts else model, constants, device)
@@ -61,6 +72,7 @@ class Session:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         for name in constants:  # each session has packed them for itself
             release(weights[name])
+        self._ports = bundle.manifest.inputs
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
         for parameter in parameters:
@@ -82,22 +94,53 @@ class Session:
             EdgezoError: ONNX Runtime failed.
         """
         feeds = batch.feeds()
-        try:
+        with _failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
             outputs = self._suffix.run(feeds, self._outputs)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
         return {name: v.numpy() for name, v in zip(self._outputs, outputs, strict=True)}
 
+    def layout(self) -> Layout:
+        """Returns how what the frozen layers compute falls into rows.
+
+        Raises:
+            InputError: it does not, or no layer below the trained ones is frozen.
+        """
+        if self._prefix is None or self._split is None:
+            raise InputError(
+                "no frozen layers lie below all that is tuned, so there is nothing for "
+                "--prefix-cache to keep: tune upper layers alone with --tune, or leave it out"
+            )
+        read = self._split.read
+        nodes = [self._prefix.outputs[name] for name in self._boundary]
+        return Layout(self._ports, self._prefix.inputs, read, nodes)
+
+    def prefix(self) -> bytes:
+        """Returns the model of the frozen layers; empty if there is none."""
+        return self._split.prefix if self._split else b""
+
+    def compute_prefix(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs the frozen layers alone, of which there must be some, and returns their outputs."""
+        assert self._prefix is not None
+        own = {name: array for name, array in feeds.items() if name in self._prefix.inputs}
+        with _failures(feeds):
+            return [value.numpy() for value in self._prefix.run(own, self._boundary)]
+
+    def found(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what the cache has of a batch, by name; nothing if it lacks one of its rows."""
+        return self.cache.find(feeds) if self.cache else {}
+
     def _hold(self, prefix: _Part, feeds: Mapping[str, np.ndarray]) -> None:
-        """Makes the boundary that of `feeds`, unless the prefix ran on equal inputs last."""
-        own = {name: array for name, array in feeds.items() if name in prefix.inputs}
+        """Makes the boundary that of `feeds`, unless it is already."""
+        own = {n: array for n, array in feeds.items() if n in prefix.inputs or n == MASK}
         if self._held is not None and all(_same(array, self._held[n]) for n, array in own.items()):
             return
         self._held = None
-        values = prefix.run(own, self._boundary, stay=True)
+        found = self.found(feeds)
+        if not found:
+            values = prefix.run(own, self._boundary, stay=True)
+        else:
+            values = [onnxruntime().OrtValue.ortvalue_from_numpy(found[n]) for n in self._boundary]
         for name, value in zip(self._boundary, values, strict=True):
             self._suffix.keep(name, _binder(value))
         self._held = {name: array.copy() for name, array in own.items()}
@@ -141,7 +184,7 @@ class _Part:
         self._binding = self._session.io_binding()
         self._kept: dict[str, Binder] = {}  # the binding does not keep them alive
         self.inputs = {node.name: node for node in self._session.get_inputs()}
-        self.outputs = {node.name for node in self._session.get_outputs()}
+        self.outputs = {node.name: node for node in self._session.get_outputs()}
 
     def keep(self, name: str, binder: Binder) -> None:
         """Binds the input `name`, if there is one, for all runs to come."""
@@ -166,6 +209,18 @@ class _Part:
                 self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding)
         return self._binding.get_outputs()
+
+
+@contextlib.contextmanager
+def _failures(feeds: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Says which batch it was that ONNX Runtime failed on."""
+    try:
+        yield
+    except EdgezoError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
 
 
 def _binder(value: Any) -> Binder:
