@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from edgezo.evaluate import Metrics
 from edgezo.tuner import Step
 
@@ -11,6 +13,9 @@ class Callback:
 
     def on_replay(self, done: int, total: int) -> None:
         """Called while a resumed run rebuilds its weights."""
+
+    def on_prefix_cache(self, path: Path, size: int) -> None:
+        """Called before the frozen layers' outputs are computed and written, `size` bytes."""
 
     def on_step(self, step: Step, seconds: float) -> None:
         """Called after each step, which took `seconds`."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 import yaml
 
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.prefix_cache import PRECISIONS
 from edgezo_runtime.select import ADAPTERS, FULL
 
 KEEP = ("last", "best")
@@ -69,6 +70,8 @@ class Settings:
         seed: names every random choice.
         eval_every: steps between evaluations; 0: only at the end.
         keep: the weights to save: ``"last"``, or those of the ``"best"`` evaluation.
+        prefix_cache: precision in which the outputs of the frozen lower layers are kept on disk,
+            ``"float32"`` or ``"float16"``; None: they are computed in every step.
         snapshot_every: steps between snapshots; 0: none.
         device: what it runs on: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
         threads: of ONNX Runtime and the sweeps; None: all cores.
@@ -109,6 +112,7 @@ class Settings:
     seed: int = 0
     eval_every: int = 0
     keep: str = "last"
+    prefix_cache: str | None = None
     snapshot_every: int = 0
     device: str = "cpu"
     threads: int | None = None
@@ -133,6 +137,10 @@ class Settings:
                 raise InputError(f"{name} is {value}; use a whole number from {lowest} on")
         if self.start is not None and self.start not in START:
             raise InputError(f"start is {self.start!r}; use {' or '.join(START)}")
+        if self.prefix_cache is not None and self.prefix_cache not in PRECISIONS:
+            raise InputError(
+                f"prefix_cache is {self.prefix_cache!r}; use {' or '.join(PRECISIONS)}"
+            )
         if self.keep not in KEEP:
             raise InputError(f"keep is {self.keep!r}; use {' or '.join(KEEP)}")
         if self.keep == "best" and not (self.eval_every and (self.eval_data or self.eval_examples)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
 from edgezo.head_start import HeadStart, can_start, fit_head
+from edgezo.prefix import cached_prefix, check_prefix
 from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
 from edgezo.settings import ADAPTER_SETTINGS, AUTO, BASE, PROBE, RunSettings, Settings
@@ -83,6 +85,8 @@ def train(
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     check_method(settings)
     data = prepare(model, settings)
+    callback = callback or Callback()
+    check_prefix(model, data, settings)
     head = head_start(model, data, settings)
     resolved = settings.to_dict() | {"start": PROBE if head else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
@@ -93,7 +97,16 @@ def train(
         resolved["eval_data"] = str(Path(settings.eval_data).resolve())
     if settings.prompt and not is_name(settings.prompt):
         resolved["prompt"] = str(Path(settings.prompt).resolve())
-    tuner = Tuner(
+    run = RunFolder.create(settings.out)
+    with cached_prefix(model, run, data, settings, callback):
+        tuner = _tuner(model, settings, data, resolved)
+        return _loop(tuner, run, settings, data, callback, head)
+
+
+def _tuner(
+    model: Model, settings: RunSettings, data: TrainingData, resolved: Mapping[str, Any]
+) -> Tuner:
+    return Tuner(
         model,
         method=settings.method,
         options=settings.options,
@@ -109,7 +122,6 @@ def train(
         notes=data.notes,
         settings=resolved,
     )
-    return _loop(tuner, RunFolder(settings.out), settings, data, callback or Callback(), head)
 
 
 def check_method(settings: RunSettings) -> None:
@@ -171,7 +183,8 @@ def resume(
                 f"would have: restore {settings.data}, or start a new run"
             )
     tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
-    return _loop(tuner, run, settings, data, callback)
+    with contextlib.closing(tuner), cached_prefix(model, run, data, settings, callback):
+        return _loop(tuner, run, settings, data, callback)
 
 
 def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFolder) -> None:
@@ -185,6 +198,7 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
         **{n: header["settings"][n] for n in ("eps", "weight_decay") if n in header["settings"]},
         "options": settings.options
         and {name: header["settings"].get(name) for name in settings.options},
+        "prefix_cache": header.get("prefix_cache"),
         **_adapter_settings(header.get("adapter", {})),
     }
     for name, value in fixed.items():

@@ -92,6 +92,8 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
         notes["columns"] = dict(drawn.prompt.columns)
     if settings.objective != LOSS:
         notes["objective"] = {"name": settings.objective, "max_tokens": settings.max_tokens}
+    if settings.prefix_cache:
+        notes["prefix_cache"] = settings.prefix_cache
     asked = {"examples": settings.examples, "shots": settings.shots}
     asked["held_out"] = None if settings.eval_data else settings.eval_examples
     if any(asked.values()):

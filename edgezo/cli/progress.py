@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 
 import click
@@ -87,6 +88,9 @@ class RunProgress(Callback):
     def on_replay(self, done: int, total: int) -> None:
         if self._bar:
             self._bar.update(self._task, completed=done, status="replaying the journal")
+
+    def on_prefix_cache(self, path: Path, size: int) -> None:
+        self._print(f"writing the frozen layers' outputs to {path}, {size / 1e6:.1f} MB")
 
     def on_step(self, step: Step, seconds: float) -> None:
         kept = _SMOOTHING if step.number > 20 else 0.8

@@ -72,11 +72,9 @@ class RunWorker:
             weight_decay=run.weight_decay,
             samples=run.samples,
         )
-        first = [
-            tuple(None if chosen is None else data.batch(chosen) for chosen in order(number))
-            for number in range(1, _BATCHES + 1)
-        ]
-        batch, exact = max(first, key=lambda pair: sum(a.size for a in pair[0].feeds().values()))
+        first = [order(number) for number in range(1, _BATCHES + 1)]
+        pairs = [(data.batch(a), None if b is None else data.batch(b)) for a, b in first]
+        batch, exact = max(pairs, key=lambda pair: sum(a.size for a in pair[0].feeds().values()))
         for _ in range(_STEPS):
             tuner.step(batch, exact=exact)
         return save_feeds(batch.feeds(), folder)

@@ -21,6 +21,7 @@ from edgezo.objectives import OBJECTIVES
 from edgezo.settings import KEEP
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods import METHODS
+from edgezo_runtime.prefix_cache import PRECISIONS
 from edgezo_runtime.schedule import NAMES
 from edgezo_runtime.select import ADAPTERS, WORDS
 
@@ -112,6 +113,10 @@ _OPTIONS: dict[str, Decorator] = {
         "--eval-every", type=int, help="Steps between evaluations.  [default: at the end]"
     ),
     "keep": _option("--keep", help=f"{', '.join(KEEP)}: the weights that count.  [default: last]"),
+    "prefix_cache": _option(
+        "--prefix-cache",
+        help=f"{', '.join(PRECISIONS)}: keep the frozen lower layers' outputs.  [default: none]",
+    ),
     "snapshot_every": _option(
         "--snapshot-every", type=int, help="Steps between snapshots.  [default: none]"
     ),

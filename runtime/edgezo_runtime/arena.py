@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.sweep import ONE, Placed, Rule
 from edgezo_runtime.sweep import Term as Term
 
+Result = TypeVar("Result")
 ALIGNMENT = 64  # elements between noise offsets
 
 
@@ -119,6 +120,15 @@ class Arena:
         """
         self.settle()
         self._sweeper.update(rule, directions, np.float32(decay))
+
+    @property
+    def threads(self) -> int:
+        """How many threads `each` has."""
+        return self.device.threads
+
+    def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+        """Returns what `work` makes of each of `items`, in their order; threads share them."""
+        return self._sweeper.each(work, items)
 
     def nonfinite(self) -> str | None:
         """Returns the name of a parameter that holds NaN or infinity, or None."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.parts import PartedBatch
+from edgezo_runtime.prefix_cache import PRECISIONS, open_cache
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.start import Start
@@ -198,7 +202,8 @@ class Model:
         trained = self.weights.arena.views.keys()
         self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
         self._gradients: dict[bool, GradientSession] = {}
-        self.__dict__.pop("generation", None)
+        for opened in ("generation", "_tangents"):
+            self.__dict__.pop(opened, None)
 
     def begin_at(self, start: Start) -> None:
         """Puts fitted rows into one matrix; see `Weights.begin_at`."""
@@ -237,6 +242,50 @@ class Model:
         """
         return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
+    def check_prefix(self) -> None:
+        """Checks that `cached_prefix` can be; raises InputError where it cannot."""
+        self._session.layout()
+
+    @contextlib.contextmanager
+    def cached_prefix(
+        self,
+        path: Path,
+        batches: Callable[[], Iterable[BaseBatch]],
+        precision: str = PRECISIONS[0],
+        tell: Callable[[int], None] = lambda size: None,
+    ) -> Iterator[None]:
+        """Keeps what the frozen layers below compute of each row: steps on these rows start there.
+
+        The rows are computed first, in their order, unless the file has them from an earlier time.
+        Batches with other rows run all layers as ever.
+
+        Args:
+            path: the file.
+            batches: gives the same batches whenever it is called; the less padding, the faster.
+            precision: of the file, one of `prefix_cache.PRECISIONS`; float16 rounds.
+            tell: called with the file's bytes before it is written.
+
+        Raises:
+            InputError: no layers below are frozen, what they compute does not fall into rows, or
+                a value is too large for float16.
+            EdgezoError: the disk is full.
+        """
+        session = self._session
+        identity = {
+            "base": self.bundle.digest,
+            "prefix": hashlib.sha256(session.prefix()).hexdigest(),
+            "onnxruntime": onnxruntime().__version__,
+            "device": self.device.name,
+            "threads": self.device.threads,
+        }
+        layout, compute = session.layout(), session.compute_prefix
+        with open_cache(path, layout, precision, identity, batches, compute, tell) as cache:
+            session.cache = cache
+            try:
+                yield
+            finally:
+                session.cache = None
+
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
@@ -256,8 +305,13 @@ class Model:
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
         session = self._gradients[keep]
         if isinstance(batch, PartedBatch):
-            return batch.descend(lambda part, add: session.run(part, names, add), take)
-        return session.run(batch, names, take)
+            return batch.descend(lambda part, add: self._run(session, part, names, add), take)
+        return self._run(session, batch, names, take)
+
+    def _run(
+        self, session: GradientSession, batch: BaseBatch, names: Sequence[str], take: Taker
+    ) -> float:
+        return session.run(batch, names, take, self._session.found(batch.feeds()))
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""

@@ -38,6 +38,7 @@ def write_prefix(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]
     """
     base = _rotary_base(bundle)
     layers = []
+    heads = count = size = 0
     for name, value in tensors.items():  # each layer's keys, then its values
         _, heads, count, size = value.shape
         if name.endswith(".keys"):

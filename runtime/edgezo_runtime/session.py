@@ -6,7 +6,8 @@ changes: this is the one way in which ONNX Runtime sees each change of each weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import contextlib
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.layout import MASK, Layout
+from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.prefix_cache import PrefixCache
 from edgezo_runtime.safetensors_file import TensorEntry, release
 from edgezo_runtime.split import split
 
@@ -29,7 +33,8 @@ _ORT_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 class Session:
     """Runs a bundle's graph on a device.
 
-    What depends on frozen weights alone is computed once for a batch, however often it is run.
+    What depends on frozen weights alone is computed once for a batch, however often it is run, or
+    is found in the `cache`.
 
     Args:
         bundle: its graph and its manifest, which must agree.
@@ -40,7 +45,12 @@ class Session:
 
     Raises:
         InputError: the manifest disagrees with the graph, or the graph cannot be loaded.
+
+    Attributes:
+        cache: what has the outputs of the frozen layers for some batches, if there is one.
     """
+
+    cache: PrefixCache | None = None
 
     def __init__(
         self, bundle: Bundle, weights: Mapping[str, Any], trained: Set[str], device: Device
@@ -50,6 +60,7 @@ class Session:
         try:
             model = with_integers(bundle)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
+            self._split = parts
             self._boundary = parts.boundary if parts else ()
             self._prefix = device.part(parts.prefix, constants, often=False) if parts else None
             self._suffix = device.part(parts.suffix if parts else model, constants)
@@ -62,6 +73,7 @@ class Session:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
         for name in constants:  # each session has packed them for itself
             release(weights[name])
+        self._ports = bundle.manifest.inputs
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
         for parameter in parameters:
@@ -83,22 +95,53 @@ class Session:
             EdgezoError: ONNX Runtime failed.
         """
         feeds = batch.feeds()
-        try:
+        with _failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
             outputs = self._suffix.run(feeds, self._outputs)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
+    def layout(self) -> Layout:
+        """Returns how what the frozen layers compute falls into rows.
+
+        Raises:
+            InputError: it does not, or no layer below the trained ones is frozen.
+        """
+        if self._prefix is None or self._split is None:
+            raise InputError(
+                "no frozen layers lie below all that is tuned, so there is nothing for "
+                "--prefix-cache to keep: tune upper layers alone with --tune, or leave it out"
+            )
+        read = self._split.read
+        nodes = [self._prefix.outputs[name] for name in self._boundary]
+        return Layout(self._ports, self._prefix.inputs, read, nodes)
+
+    def prefix(self) -> bytes:
+        """Returns the model of the frozen layers; empty if there is none."""
+        return self._split.prefix if self._split else b""
+
+    def compute_prefix(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs the frozen layers alone, of which there must be some, and returns their outputs."""
+        assert self._prefix is not None
+        own = {name: array for name, array in feeds.items() if name in self._prefix.inputs}
+        with _failures(feeds):
+            return self._prefix.run(own, self._boundary)
+
+    def found(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what the cache has of a batch, by name; nothing if it lacks one of its rows."""
+        return self.cache.find(feeds) if self.cache else {}
+
     def _hold(self, prefix: Part, feeds: Mapping[str, np.ndarray]) -> None:
-        """Makes the boundary that of `feeds`, unless the prefix ran on equal inputs last."""
-        own = {name: array for name, array in feeds.items() if name in prefix.inputs}
+        """Makes the boundary that of `feeds`, unless it is already."""
+        own = {n: array for n, array in feeds.items() if n in prefix.inputs or n == MASK}
         if self._held is not None and all(_same(array, self._held[n]) for n, array in own.items()):
             return
         self._held = None
-        values = prefix.run(own, self._boundary, stay=True)
+        found = self.found(feeds)
+        if not found:
+            values = prefix.run(own, self._boundary, stay=True)
+        else:
+            values = [onnxruntime().OrtValue.ortvalue_from_numpy(found[n]) for n in self._boundary]
         for name, value in zip(self._boundary, values, strict=True):
             self._suffix.hold(name, value)
         self._held = {name: array.copy() for name, array in own.items()}
@@ -131,6 +174,18 @@ def fits(parameter: Parameter | None, node: Any) -> bool:
     sizes = zip(parameter.shape, node.shape, strict=True)
     same = all(size == named or not isinstance(named, int) for size, named in sizes)
     return same and node.type == f"tensor({_ORT_TYPES.get(parameter.dtype, parameter.dtype)})"
+
+
+@contextlib.contextmanager
+def _failures(feeds: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Says which batch it was that ONNX Runtime failed on."""
+    try:
+        yield
+    except EdgezoError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
 
 
 def _same(array: np.ndarray, other: np.ndarray) -> bool:

@@ -1,12 +1,14 @@
 """Cuts a graph in two where the trained weights begin.
 
 What depends on frozen weights and tokens alone is the same for every sample of a step: it is
-computed once for a batch, and each sample runs only what comes after.
+computed once for a batch, and each sample runs only what comes after. What takes no product with
+a weight to make again (masks, rotations, norms, transposed weights) is made again there: what
+crosses the cut is little, and depends on one row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from edgezo_runtime import wire
@@ -24,11 +26,13 @@ class Split:
         prefix: the model that needs only frozen weights, as the bytes of an ONNX file.
         suffix: the model of everything else; it takes the boundary as inputs.
         boundary: names of the values that the prefix hands to the suffix.
+        read: names of the inputs whose content the prefix depends on, and not their sizes alone.
     """
 
     prefix: bytes
     suffix: bytes
     boundary: tuple[str, ...]
+    read: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,33 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
     fields = list(wire.fields(graph))
     nodes = [_node(payload, raw) for n, raw, payload in fields if n == wire.GRAPH_NODE]
-    late = set(changing)
-    prefix, suffix = [], []
+    changed = set(changing)
+    early: list[_Node] = []
+    late: list[_Node] = []
     for node in nodes:
-        if late.isdisjoint(node.inputs):
-            prefix.append(node)
+        if changed.isdisjoint(node.inputs):
+            early.append(node)
         else:
-            suffix.append(node)
-            late.update(node.outputs)
-    made = {name: node for node in prefix for name in node.outputs}
-    if not any(node.operator in _HEAVY and _weighs(node, made, frozen) for node in prefix):
-        return None
+            late.append(node)
+            changed.update(node.outputs)
+    made = {name: node for node in early for name in node.outputs if name}
+    heavy = {id(node) for node in early if node.operator in _HEAVY and _weighs(node, made, frozen)}
+    crossing = {name for node in late for name in node.inputs}
+    # Backwards: what a later value was made again from may itself be made again.
+    boundary = [name for name in reversed(made) if name in crossing]
+    for name in list(boundary):
+        others = [other for other in boundary if other != name]
+        if heavy.isdisjoint(map(id, _needed([name], made, others))):
+            boundary = others
     named = {wire.text(p, wire.VALUE_NAME): (n, p) for n, _, p in fields if n in _DESCRIBED}
     outputs = {name for name, (n, _) in named.items() if n == wire.GRAPH_OUTPUT}
-    boundary = sorted({name for node in suffix for name in node.inputs if name in made})
-    if outputs & made.keys() or not all(name in named for name in boundary):
+    if not boundary or outputs & made.keys() or not all(name in named for name in boundary):
         return None
+    boundary.sort()
+    before = set(map(id, _needed(boundary, made, ())))
+    after = set(map(id, [*late, *_needed(crossing, made, boundary)]))
+    prefix = [node for node in nodes if id(node) in before]
+    suffix = [node for node in nodes if id(node) in after]
     inputs = {
         wire.text(payload, wire.VALUE_NAME): raw
         for n, raw, payload in fields
@@ -81,6 +96,7 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     }
     needed = {name for node in prefix for name in node.inputs}
     taken = {name for node in suffix for name in node.inputs}
+    read = {name for node in prefix if node.operator != "Shape" for name in node.inputs}
     between = [bytes(named[name][1]) for name in boundary]
     own = (*_DESCRIBED, wire.GRAPH_NODE, wire.GRAPH_INPUT, wire.GRAPH_INITIALIZER)
     shared = [raw for n, raw, _ in fields if n not in own]  # the graph's name
@@ -98,7 +114,21 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     second += [raw for n, raw, _ in fields if n == wire.GRAPH_OUTPUT]
     second += [raw for name, raw in inputs.items() if name in taken or name not in needed]
     second += [wire.delimited(wire.GRAPH_INPUT, value) for value in between]
-    return Split(_with_graph(model, first), _with_graph(model, second), tuple(boundary))
+    whole = _with_graph(model, first), _with_graph(model, second)
+    return Split(*whole, tuple(boundary), frozenset(read & inputs.keys()))
+
+
+def _needed(names: Iterable[str], made: Mapping[str, _Node], given: Collection[str]) -> list[_Node]:
+    """Returns the nodes that make the values `names` of those `given` and the graph's inputs."""
+    chosen: dict[int, _Node] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        node = None if name in given else made.get(name)
+        if node is not None and id(node) not in chosen:
+            chosen[id(node)] = node
+            waiting += node.inputs
+    return list(chosen.values())
 
 
 def _weighs(node: _Node, made: Mapping[str, _Node], frozen: Set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.noise import AnyDirection
 
 ONE = np.float32(1)
+Result = TypeVar("Result")
 
 #: Returns new weights, float32, of one piece: ``rule(xp, index, weights, *zs)`` with the array
 #: module, the piece's slice of the index space, its weights (n,) and each direction's (n,).
@@ -59,6 +60,10 @@ class Sweeper(abc.ABC):
     """Changes the weights of one arena where they lie."""
 
     most_terms = 4  # that one pass over the memory takes
+
+    def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+        """Returns what `work` makes of each of `items`, in their order."""
+        return [work(item) for item in items]
 
     @abc.abstractmethod
     def sweep(self, terms: Sequence[Term]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from edgezo_runs import called, refused, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prefix_batches import check_rows_of_text
 from tiny_families import CONTEXT, FAMILIES, VOCABULARY, tiny_family
 
 import edgezo
@@ -341,3 +342,18 @@ def test_masked_from_the_command_line(family_bundle: Folder, tmp_path: Path) -> 
     other = called("eval", family_bundle("bert"), "--data", data, *words, *template, "--json")
     assert other.status == 0, other.err
     refused(called("generate", family_bundle("bert"), "the film"), 2, "a masked language model")
+
+
+@pytest.mark.parametrize(("name", "tune"), [("bert_head", "head"), ("t5", "decoder.*")])
+def test_frozen_layers_are_computed_once_a_row(
+    family_bundle: Folder, tmp_path: Path, name: str, tune: str
+) -> None:
+    """Rows and positions cross the cut on one axis, and the encoder's output beside a decoder."""
+    model = edgezo.load(family_bundle(name), tune=tune, threads=1)
+    check_rows_of_text(model, tmp_path / "cache")
+
+
+def test_a_decoder_cut_in_two_keeps_nothing(family_bundle: Folder) -> None:
+    half = edgezo.load(family_bundle("t5"), tune="decoder.block.1.*", threads=1)
+    with pytest.raises(InputError, match="decoder_input_ids is read, whose axis 'decoded'"):
+        half.check_prefix()

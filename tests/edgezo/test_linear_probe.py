@@ -46,12 +46,11 @@ def test_features_are_the_last_hidden_states(tiny_bundle: Path, tiny_checkpoint:
     model = edgezo.load(tiny_bundle, threads=1)
     reference = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
     rows = rows_from(labelled(7))
-    words = (
-        {"label_words": "negative=bad,positive=good"},
-        {"label_words": "negative=bad story,positive=bad music"},
-    )
-    for options in words:  # words of one token, and of several
-        task = make_task("classify", rows, model.tokenizer, model.context_length, **options)
+    for words in (
+        "negative=bad,positive=good",
+        "negative=bad story,positive=bad music",
+    ):  # words of one token, and of several
+        task = make_task("classify", rows, model.tokenizer, model.context_length, label_words=words)
         examples = task.encode_rows(rows)
         found = features(model, task, examples, eval_batches(task, examples, 6))
         for values, row in zip(found, rows, strict=True):

@@ -155,6 +155,20 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     ),
     "backwards": ("y = Slice(w, three_, zero_, one, minus_)", lambda w: w.flip(1)[:, :3]),
     "strided": ("y = Slice(w, zero_, three_, one, two_)", lambda w: w[:, :3:2]),
+    "halves": (
+        "a = Slice(w, zero_, two_, one) b = Slice(w, two_, four_, one) n = Neg(b) "
+        "r = Concat<axis=1>(n, a) p = Mul(r, row) y = Add(p, w)",
+        lambda w: torch.cat([-w[:, 2:], w[:, :2]], 1) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + w,
+    ),
+    "overlapping": (
+        "a = Slice(w, zero_, three_, one) b = Slice(w, one, four_, one) y = Mul(a, b)",
+        lambda w: w[:, :3] * w[:, 1:],
+    ),
+    "silu": ("s = Sigmoid(w) p = Mul(s, w) y = Mul(p, w)", lambda w: torch.sigmoid(w) * w * w),
+    "rms": (
+        "s = Pow(w, two) m = ReduceMean(s, one) r = Sqrt(m) d = Div(w, r) y = Add(d, s)",
+        lambda w: w / (w**2).mean(1, keepdim=True).sqrt() + w**2,
+    ),
     "rows": ("y = Gather(w, twice)", lambda w: w[[1, 0, 1]]),
     "columns": ("y = Gather<axis=1>(w, table)", lambda w: w[:, [[3, 3], [0, 1]]]),
     "joined": ("n = Neg(w) y = Concat<axis=1>(n, w, w)", lambda w: torch.cat([-w, w, w], 1)),
@@ -173,6 +187,7 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     ),
 }
 _CONSTANTS = """
+    float two = {2.0}, int64[1] four_ = {4},
     float three = {3.0}, float half = {0.5}, int64[1] one = {1}, int64 zero = {0},
     int64[1] zero_ = {0}, int64[1] three_ = {3}, int64[1] minus_ = {-1}, int64[1] two_ = {2},
     int64[3] twice = {1, 0, -1}, int64[2,2] table = {3, 3, 0, 1}, int64[2] six = {2, 6},

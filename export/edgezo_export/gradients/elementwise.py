@@ -52,8 +52,19 @@ def _sub(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> No
 def _mul(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
     left, right = _sides(node)
     for value, other in ((left, right), (right, left)):
+        made = other.producer()
+        if made is not None and made.op_type == "Sigmoid" and first(made) is value:
+            tape.give(value, _silu(tape, only(cotangents), other, node.outputs[0]))
+            return
+    for value, other in ((left, right), (right, left)):
         if tape.wants(value):
             _give(tape, node, value, tape.op("Mul", only(cotangents), other))
+
+
+def _silu(tape: Tape, dy: ir.Value, gate: ir.Value, y: ir.Value) -> ir.Value:
+    """Returns the cotangent of x of y = x * sigmoid(x), in fewer passes than two rules take."""
+    rest = tape.op("Mul", y, tape.op("Sub", tape.number(1), gate))
+    return tape.op("Mul", dy, tape.op("Add", gate, rest))
 
 
 def _div(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
@@ -62,7 +73,8 @@ def _div(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> No
     if tape.wants(left):
         _give(tape, node, left, scaled)
     if tape.wants(right):
-        _give(tape, node, right, tape.op("Neg", tape.op("Mul", scaled, node.outputs[0])))
+        product = tape.op("Mul", scaled, node.outputs[0])
+        tape.give(right, tape.op("Neg", tape.sum_to(product, dims(node.outputs[0]), right)))
 
 
 def _pow(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.gradients.tape import Tape, only
-from edgezo_export.gradients.writer import dims, first, no_gradient, rank
+from edgezo_export.gradients.writer import Dims, dims, first, no_gradient, rank
 
 
 def _reshape(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
@@ -82,7 +82,7 @@ def _slice(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> 
             base = tape.op("ConstantOfShape", tape.op("Concat", before, size, beyond, axis=0))
             padded = _scattered(tape, base, rows, cotangent, axis, own)
         cotangent = padded
-    tape.give(x, cotangent)
+    tape.give(x, _joined(tape, tape.take(x), cotangent, dims(x)))
 
 
 def _bounds(tape: Tape, start: int, end: int) -> tuple[ir.Value, ir.Value]:
@@ -115,6 +115,32 @@ def _pad(tape: Tape, node: ir.Node, cotangent: ir.Value, place: int, axis: int) 
     pads = np.zeros((2, len(sizes or ())), np.int64)
     pads[:, axis] = start, size - end
     return tape.op("Pad", cotangent, tape.constant(pads.reshape(-1)))
+
+
+def _joined(
+    tape: Tape, before: ir.Value | None, cotangent: ir.Value, sizes: Dims | None
+) -> ir.Value:
+    """Returns the sum of two cotangents of one value, of which the first may be None.
+
+    Those of two parts that make up the whole are put side by side.
+    """
+    if before is None:
+        return cotangent
+    parts = []
+    for value in (before, cotangent):
+        made = value.producer()
+        pads = made.inputs[1] if made is not None and made.op_type == "Pad" else None
+        if made is None or pads is None or pads.const_value is None or sizes is None:
+            return tape.op("Add", before, cotangent)
+        ends = pads.const_value.numpy().reshape(2, -1)
+        (axes,) = np.nonzero(ends.any(axis=0))
+        parts.append((ends[:, axes].tolist(), axes.tolist(), first(made)))
+    (low, axes, left), (high, others, right) = sorted(parts, key=lambda part: part[0])
+    if len(axes) == 1 and axes == others and low[0] == high[1] == [0]:
+        (stop,), (start,), size = low[1], high[0], sizes[axes[0]]
+        if isinstance(size, int) and size - stop == start:
+            return tape.op("Concat", left, right, axis=axes[0])
+    return tape.op("Add", before, cotangent)
 
 
 def _gather(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:

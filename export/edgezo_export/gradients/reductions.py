@@ -55,7 +55,21 @@ def _mean(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> N
         floats = tape.op("Cast", count, to=int(ir.DataType.FLOAT))
         floats.type = ir.TensorType(ir.DataType.FLOAT)
         share = tape.op("Div", kept, tape.op("Squeeze", floats))
-    tape.give(x, tape.op("Expand", share, tape.shape_of(x)))
+    base = _squared(x)
+    if base is None:
+        tape.give(x, tape.op("Expand", share, tape.shape_of(x)))
+    else:  # at once: the squares' own cotangent would be as large as they are
+        tape.give(base, tape.op("Mul", base, tape.op("Mul", share, tape.number(2))))
+
+
+def _squared(value: ir.Value) -> ir.Value | None:
+    """Returns what `value` is the square of, if it is one."""
+    made = value.producer()
+    if made is None or made.op_type != "Pow":
+        return None
+    power = made.inputs[1].const_value if made.inputs[1] is not None else None
+    two = power is not None and power.size == 1 and float(power.numpy().reshape(())) == 2
+    return first(made) if two else None
 
 
 def _log_sum_exp(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:

@@ -8,13 +8,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.kernels import Call, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction, Values
-from edgezo_runtime.sweep import ONE, Placed, Rule, Sweeper, Term, apply_rule
+from edgezo_runtime.sweep import ONE, Placed, Result, Rule, Sweeper, Term, apply_rule
 
 Ranges = tuple[tuple[int, int], ...] | None
 _KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
@@ -83,6 +84,11 @@ class CpuSweeper(Sweeper):
                 apply_rule(np, rule, index, piece.weights, piece.dtype, zs, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
+
+    def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+        if self._pool is None or len(items) < 2:
+            return super().each(work, items)
+        return list(self._pool.map(work, items))
 
     def _run(self, work: Callable[[_Shard], None], shards: Sequence[_Shard]) -> None:
         def quietly(shard: _Shard) -> None:

@@ -61,7 +61,12 @@ class RecordedPart(Part):
 
     def hold(self, name: str, value: Any) -> None:
         if name in self.inputs:
-            self._held[name] = self._device.adopt(value, _TYPES[value.data_type()])
+            on_host = value.device_name() == "cpu" != self._device.place[0]
+            self._held[name] = (
+                self._device.put(value.numpy())
+                if on_host
+                else self._device.adopt(value, _TYPES[value.data_type()])
+            )
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
@@ -121,7 +126,7 @@ class RecordedPart(Part):
         for name, array in outputs.items():
             self._bind(binding.bind_output, name, array)
         name = str(len(self._recordings) + 1)
-        # Waits: the run before must have given its buffers back, as none can be had while recording.
+        # Waits: the run before must have given its buffers back; none can be had while recording.
         self._session.run_with_iobinding(binding, _options(name, wait=True))
         return _Recording(binding, _options(name), inputs, outputs)
 

@@ -20,7 +20,7 @@ class Part:
 
     Attributes:
         inputs: the graph's, by name.
-        outputs: their names.
+        outputs: likewise.
     """
 
     def __init__(self, device: Device, session: Any) -> None:
@@ -29,7 +29,7 @@ class Part:
         self._binding = session.io_binding()
         self._kept: dict[str, Binder] = {}  # the binding does not keep them alive
         self.inputs = {node.name: node for node in session.get_inputs()}
-        self.outputs = {node.name for node in session.get_outputs()}
+        self.outputs = {node.name: node for node in session.get_outputs()}
 
     def keep(self, name: str, binder: Binder) -> None:
         """Binds the input `name`, if there is one, for all runs to come."""

@@ -13,15 +13,18 @@ from typing import ClassVar
 import numpy as np
 
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.first_order.chunks import OneThread, Workers, each_chunk
 from edgezo_runtime.first_order.state import State, matrix_shape
 from edgezo_runtime.power import power
 
-_CHUNK = 1 << 16  # elements; a chunk of weights, gradient and state stays in the cache
 _BURST = 1 << 22  # elements after which a state on disk leaves the memory
 
 
 class Rule(abc.ABC):
     """One update rule.
+
+    Args:
+        workers: share the work on a weight; the update has the same bits for any number of them.
 
     Attributes:
         name: of the method that is made of it.
@@ -30,6 +33,9 @@ class Rule(abc.ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+
+    def __init__(self, workers: Workers | None = None) -> None:
+        self._workers = workers or OneThread()
 
     def lengths(self, parameter: Parameter) -> Mapping[str, int]:
         """Returns how much each slot of the state holds of `parameter`."""
@@ -74,11 +80,13 @@ class ChunkRule(Rule):
             updates = state.of("updates", parameter.name)
             updates += 1
             number = int(updates[0])
-        for start in range(0, w.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
+
+        def update(part: slice) -> None:
             self.chunk(w[part], g[part], [slot[part] for slot in slots], lr, number)
-            if start % _BURST == 0:
-                state.idle()
+
+        for start in range(0, w.size, _BURST):
+            state.idle()
+            each_chunk(self._workers, start, min(start + _BURST, w.size), update)
 
     @abc.abstractmethod
     def chunk(
@@ -248,10 +256,22 @@ class AdaLomo(Rule):
         np.maximum(squares, np.float32(1e-30), out=squares)
 
 
-def square_sum(array: np.ndarray) -> float:
+def square_sum(array: np.ndarray, workers: Workers | None = None) -> float:
     """Returns the sum of the squares of a flat array."""
-    parts = (array[start : start + _CHUNK] for start in range(0, array.size, _CHUNK))
-    return sum(float(np.dot(part, part)) for part in parts)
+
+    def squares(part: slice) -> float:
+        return float(np.dot(array[part], array[part]))
+
+    return sum(each_chunk(workers or OneThread(), 0, array.size, squares))
+
+
+def scale(array: np.ndarray, factor: float, workers: Workers) -> None:
+    """Multiplies a flat array by `factor`, in place."""
+
+    def multiply(part: slice) -> None:
+        np.multiply(array[part], np.float32(factor), out=array[part])
+
+    each_chunk(workers, 0, array.size, multiply)
 
 
 def _rms(array: np.ndarray) -> float:

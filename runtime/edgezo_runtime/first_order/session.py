@@ -49,10 +49,17 @@ class GradientSession:
             p.name: alias(weights[p.name], dtypes.named(p.dtype))
             for p in bundle.manifest.parameters
         }
-        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
+        self._folder = bundle.folder
         self._pieces = Pieces(bundle.folder, device.threads)
 
-    def run(self, batch: BaseBatch, names: Sequence[str], take: Taker) -> float:
+    def run(
+        self,
+        batch: BaseBatch,
+        names: Sequence[str],
+        take: Taker,
+        given: Mapping[str, np.ndarray] | None = None,
+    ) -> float:
         """Gives `take` the gradients of the batch's mean loss by the weights `names`.
 
         Each is handed over as soon as it is whole, the last layer's first, and nothing that is
@@ -62,18 +69,20 @@ class GradientSession:
             batch: the data, and the objective.
             names: of trained float32 weights.
             take: called once for each; not at all if the loss is not finite.
+            given: what is known of the batch already: values below all that is differentiated.
 
         Returns:
             The mean loss of the batch, in nats.
 
         Raises:
-            InputError: a weight has no gradient in the graph.
+            InputError: a weight has no gradient in the graph, or it lacks a value that is given.
             EdgezoError: ONNX Runtime failed.
         """
+        given = given or {}
         check_differentiable(batch)
-        chosen = self._plan(tuple(names))
+        chosen = self._plan(tuple(names), tuple(given))
         value = onnxruntime().OrtValue.ortvalue_from_numpy
-        feeds = {name: value(array) for name, array in batch.feeds().items()}
+        feeds = {name: value(array) for name, array in {**batch.feeds(), **given}.items()}
         values = Values({**self._weights, **feeds}, [*chosen.forward, *chosen.backward])
         for piece in chosen.forward:
             self._pieces.run(piece, values)
@@ -97,15 +106,20 @@ class GradientSession:
         self.run(batch, names, found.__setitem__)
         return found
 
-    def _plan(self, names: tuple[str, ...]) -> Plan:
-        if names not in self._plans:
+    def _plan(self, names: tuple[str, ...], given: tuple[str, ...]) -> Plan:
+        if (names, given) not in self._plans:
+            if not self._graph.made_by.keys() >= {*given}:
+                raise InputError(
+                    f"the gradient graph of {self._folder} was made of another graph: make it "
+                    "again with `edgezo export --gradients`"
+                )
             missing = [n for n in names if gradient_of(n) not in self._graph.outputs]
             if missing:
                 raise InputError(
                     f"the gradient graph of {self._folder} has no gradient by {missing[0]!r}: "
                     "tune other weights, or with a method that needs no gradients, such as mezo"
                 )
-            self._plans[names] = plan(
-                self._graph, self._outputs, self._weights.keys(), names, self._keep
+            self._plans[names, given] = plan(
+                self._graph, self._outputs, self._weights.keys(), names, self._keep, given
             )
-        return self._plans[names]
+        return self._plans[names, given]

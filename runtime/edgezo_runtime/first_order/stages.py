@@ -36,7 +36,12 @@ class Plan:
 
 
 def plan(
-    graph: Graph, outputs: Sequence[str], weights: Set[str], wanted: Iterable[str], keep: bool
+    graph: Graph,
+    outputs: Sequence[str],
+    weights: Set[str],
+    wanted: Iterable[str],
+    keep: bool,
+    given: Iterable[str] = (),
 ) -> Plan:
     """Returns the plan for the gradients by the `wanted` weights; it computes nothing else.
 
@@ -47,17 +52,20 @@ def plan(
         wanted: names of some.
         keep: whether products with weights are kept for the backward pass and not computed again:
             a quarter less to compute, and memory that grows with depth.
+        given: values that are known, as the data is: nothing below them is computed.
     """
+    known = frozenset(given)
     gradients = [gradient_of(name) for name in wanted]
-    nodes = graph.needed([*outputs, *gradients])
+    nodes = graph.needed([*outputs, *gradients], known)
     levels = _backward_levels(graph, nodes, outputs)
     forward = [node for node in nodes if node.outputs[0] not in levels]
     backward = [node for node in nodes if node.outputs[0] in levels]
     stages = _forward_stages(graph, forward)
-    kept = set(graph.cuts) | _shared(forward, backward, weights)
+    kept = set(graph.cuts) | _shared(forward, backward, weights | known)
     if keep:
-        kept |= _products(graph, forward, weights)
+        kept |= _products(graph, forward, weights, known)
     kept &= stages.keys() & graph.described
+    kept |= known
     pieces = _backward_pieces(graph, backward, levels, kept, set(gradients))
     needed = {*outputs, *(name for piece in pieces for name, _ in piece.inputs)}
     return Plan(tuple(_forward_pieces(graph, stages, kept, needed)), tuple(pieces))
@@ -129,9 +137,9 @@ def _shared(forward: Sequence[Node], backward: Sequence[Node], weights: Set[str]
     return data & met
 
 
-def _products(graph: Graph, nodes: Sequence[Node], weights: Set[str]) -> set[str]:
+def _products(graph: Graph, nodes: Sequence[Node], weights: Set[str], given: Set[str]) -> set[str]:
     """Returns the products of activations with weights."""
-    alone, fed = set(weights), set(graph.inputs - weights)
+    alone, fed = set(weights), {*(graph.inputs - weights), *given}
     found: set[str] = set()
     for node in nodes:
         if fed.isdisjoint(node.inputs):
@@ -173,7 +181,7 @@ def _forward_pieces(
     for stage in range(len(graph.cuts), -1, -1):
         ends = [name for name, own in stages.items() if own == stage and name in needed]
         if ends:
-            given = {name for name in kept if stages[name] < stage}
+            given = {name for name in kept if stages.get(name, -1) < stage}
             pieces.append(graph.piece(ends, given))
             needed |= {name for name, _ in pieces[-1].inputs}
     return pieces[::-1]

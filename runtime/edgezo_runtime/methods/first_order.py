@@ -82,7 +82,7 @@ class FirstOrder:
                     "gradients: export the model as float32 to tune it"
                 )
         self.changed = False
-        self._rule = self.rule()
+        self._rule = self.rule(arena)
         self._parameters = {p.name: p for p in arena.parameters}
         held = [self._rule.lengths(p) for p in arena.parameters]
         slots = dict.fromkeys(slot for lengths in held for slot in lengths)
@@ -148,7 +148,7 @@ class FirstOrder:
         def take(name: str, gradient: np.ndarray) -> None:
             nonlocal total
             flat = gradient.reshape(-1)
-            squares = rules.square_sum(flat)
+            squares = rules.square_sum(flat, self.arena)
             if not math.isfinite(squares):
                 raise EdgezoError(
                     f"the gradient of {name} is not finite: start again with a lower --lr"
@@ -166,9 +166,9 @@ class FirstOrder:
     def _update(self, name: str, gradient: np.ndarray, lr: float, scale: float) -> None:
         parameter, weights = self._parameters[name], self.arena.views[name].reshape(-1)
         if scale != 1:
-            gradient *= np.float32(scale)
+            rules.scale(gradient, scale, self.arena)
         if self.weight_decay and len(parameter.shape) > 1:
-            weights *= np.float32(1 - lr * self.weight_decay)
+            rules.scale(weights, 1 - lr * self.weight_decay, self.arena)
         self._rule.update(parameter, weights, gradient, lr, self._state)
 
     def replay(self, number: int, record: Record) -> None:
@@ -216,7 +216,7 @@ class Lomo(FirstOrder):
 
         def measure(name: str, gradient: np.ndarray) -> None:
             nonlocal total
-            total += rules.square_sum(gradient.reshape(-1))
+            total += rules.square_sum(gradient.reshape(-1), self.arena)
 
         given = as_loss(loss)
         self.changed = False
