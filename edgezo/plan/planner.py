@@ -26,6 +26,7 @@ from edgezo.plan.limit import SAFE, check_weights, fit
 from edgezo.plan.measured import Needs, Opened, Rehearsed, Stage
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
+from edgezo_runtime.bundle import TANGENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.memory import free_bytes
 from edgezo_runtime.methods import METHODS
@@ -199,8 +200,8 @@ def families() -> list[list[str]]:
 
 def _first(name: str) -> str:
     kind = METHODS[name]
-    if issubclass(kind, Addax):
-        return name  # which rows it takes is its own
+    if issubclass(kind, Addax) or kind.graph == TANGENTS:
+        return name  # which rows it takes, or which graph it runs, is its own
     if issubclass(kind, Hift):
         return "hift-adamw"
     if issubclass(kind, FirstOrder):

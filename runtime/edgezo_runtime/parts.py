@@ -72,5 +72,16 @@ class PartedBatch(BaseBatch):
             take(name, sums.pop(name))
         return loss
 
+    def derivative(self, run: Callable[[BaseBatch], tuple[float, float]]) -> tuple[float, float]:
+        """Returns the mean loss over all rows, and its derivative along a direction.
+
+        Args:
+            run: returns both of a part.
+        """
+        found = [(share, *run(part)) for share, part in self._each()]
+        return sum(share * loss for share, loss, _ in found), sum(
+            s * slope for s, _, slope in found
+        )
+
     def _each(self) -> list[tuple[float, BaseBatch]]:
         return list(zip(self.shares, self.parts, strict=True))
