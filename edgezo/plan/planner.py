@@ -26,12 +26,13 @@ from edgezo.plan.limit import SAFE, check_weights, fit
 from edgezo.plan.measured import Needs, Opened, Rehearsed, Stage
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
+from edgezo_runtime.bundle import TANGENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.memory import free_bytes
 from edgezo_runtime.methods import METHODS
-from edgezo_runtime.methods.addax import Addax
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.hift import Hift
+from edgezo_runtime.methods.mixed import Mixed
 
 #: Preferred to the recipe, in this order.
 GRADIENTS = ("adamw", "hift-adamw", "addax", "ip-sgd")
@@ -199,8 +200,8 @@ def families() -> list[list[str]]:
 
 def _first(name: str) -> str:
     kind = METHODS[name]
-    if issubclass(kind, Addax):
-        return name  # which rows it takes is its own
+    if issubclass(kind, Mixed) or kind.graph == TANGENTS:
+        return name  # which rows it takes, or how it passes over them, is its own
     if issubclass(kind, Hift):
         return "hift-adamw"
     if issubclass(kind, FirstOrder):

@@ -26,12 +26,13 @@ from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.first_order.session import check_gradients
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.memory import peak_bytes
 from edgezo_runtime.methods import AnyMethod, make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.hift import Hift
 from edgezo_runtime.model import Model, Weights
+from edgezo_runtime.noise import AnyDirection
 
 _RATE = np.float32(0)
 _SAMPLE = 1 << 22  # weights that a method's own work is timed on
@@ -85,8 +86,8 @@ class Rehearsal:
         try:
             method = self._make(name, self._weights.arena)
             check_method(dataclasses.replace(self._settings, method=name))
-            if isinstance(method, FirstOrder):
-                check_gradients(self._weights.bundle, self._weights.device)
+            if method.graph:
+                check_graph(self._weights.bundle, self._weights.device, method.graph)
         except InputError as error:
             return str(error)
         gradients = 0
@@ -216,6 +217,10 @@ class _Free:
     def __call__(self) -> float:
         self.passes += 1
         return 1e-3 * (self.passes % 7)  # not always the same: some methods divide by the spread
+
+    def derivative(self, direction: AnyDirection) -> tuple[float, float]:
+        self.passes += 1
+        return 0.0, 1e-3
 
     def descend(
         self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: bool = False

@@ -262,6 +262,8 @@ class Model:
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
         self.weights.settle()
+        if isinstance(batch, PartedBatch):
+            return batch.derivative(lambda part: self._tangents.run(part, direction))
         return self._tangents.run(batch, direction)
 
     @functools.cached_property

@@ -72,5 +72,10 @@ class PartedBatch(BaseBatch):
             take(name, sums.pop(name))
         return loss
 
+    def derivative(self, run: Callable[[BaseBatch], tuple[float, float]]) -> tuple[float, float]:
+        """Returns the mean loss over all rows and its derivative; `run` returns a part's."""
+        each = [(share, *run(part)) for share, part in self._each()]
+        return sum(s * loss for s, loss, _ in each), sum(s * slope for s, _, slope in each)
+
     def _each(self) -> list[tuple[float, BaseBatch]]:
         return list(zip(self.shares, self.parts, strict=True))
