@@ -30,9 +30,9 @@ from edgezo_runtime.bundle import TANGENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.memory import free_bytes
 from edgezo_runtime.methods import METHODS
-from edgezo_runtime.methods.addax import Addax
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.hift import Hift
+from edgezo_runtime.methods.mixed import Mixed
 
 #: Preferred to the recipe, in this order.
 GRADIENTS = ("adamw", "hift-adamw", "addax", "ip-sgd")
@@ -200,8 +200,8 @@ def families() -> list[list[str]]:
 
 def _first(name: str) -> str:
     kind = METHODS[name]
-    if issubclass(kind, Addax) or kind.graph == TANGENTS:
-        return name  # which rows it takes, or which graph it runs, is its own
+    if issubclass(kind, Mixed) or kind.graph == TANGENTS:
+        return name  # which rows it takes, or how it passes over them, is its own
     if issubclass(kind, Hift):
         return "hift-adamw"
     if issubclass(kind, FirstOrder):

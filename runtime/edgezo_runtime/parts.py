@@ -73,15 +73,9 @@ class PartedBatch(BaseBatch):
         return loss
 
     def derivative(self, run: Callable[[BaseBatch], tuple[float, float]]) -> tuple[float, float]:
-        """Returns the mean loss over all rows, and its derivative along a direction.
-
-        Args:
-            run: returns both of a part.
-        """
-        found = [(share, *run(part)) for share, part in self._each()]
-        return sum(share * loss for share, loss, _ in found), sum(
-            s * slope for s, _, slope in found
-        )
+        """Returns the mean loss over all rows and its derivative; `run` returns a part's."""
+        each = [(share, *run(part)) for share, part in self._each()]
+        return sum(s * loss for s, loss, _ in each), sum(s * slope for s, _, slope in each)
 
     def _each(self) -> list[tuple[float, BaseBatch]]:
         return list(zip(self.shares, self.parts, strict=True))

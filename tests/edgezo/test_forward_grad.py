@@ -13,13 +13,14 @@ from test_first_order import OBJECTIVES, batch_of, torch_gradients
 from edgezo.run_folder import RunFolder
 from edgezo_export.adapters.base import adapt
 from edgezo_export.gradients.bundle import add_to_bundle
-from edgezo_runtime.batch import Batch, Objective
+from edgezo_runtime.batch import Batch, Objective, TokenLoss
 from edgezo_runtime.bundle import GRADIENTS, TANGENTS, Bundle, open_bundle
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.journal import read
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, Weights, load
 from edgezo_runtime.noise import Direction
+from edgezo_runtime.parts import PartedBatch
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,23 @@ def test_the_tangents_of_one_stage_at_a_time_are_in_memory(bundle: Path) -> None
     assert max(sizes) < model.arena.nbytes / 2
     crossing = [{name for name, _ in piece.outputs} for piece, _ in stages[:-1]]
     assert sum(name.endswith(".tangent") for made in crossing for name in made) == len(crossing)
+
+
+def test_a_batch_in_parts_has_the_slope_of_the_whole(bundle: Path) -> None:
+    model, direction = load(bundle, threads=1), Direction(0, 1)
+    ids = np.random.default_rng(0).integers(3, 512, (3, 6))
+
+    def rows(chosen: slice) -> Batch:
+        some, places = ids[chosen], np.arange(ids[chosen].size - 1)
+        targets = some.reshape(-1)[1:]
+        return Batch(some, np.ones_like(some), places, targets, targets[:1], TokenLoss(len(some)))
+
+    parts = [rows(slice(0, 1)), rows(slice(1, 3))]
+    parted = PartedBatch.of(parts)
+    each = [model.derivative(part, direction) for part in parts]
+    expected = [(5 * first + 11 * rest) / 16 for first, rest in zip(*each, strict=True)]
+    assert model.derivative(parted, direction) == pytest.approx(expected, rel=1e-6)
+    assert model.loss(parted) == pytest.approx(expected[0], rel=1e-6)
 
 
 def test_it_learns(bundle: Path) -> None:

@@ -221,8 +221,7 @@ ONE_SLOT = ("sgd", "adagrad", "rmsprop", "lion")
 STATE = {"adamw": 400 * MB, "zo-adam": 400 * MB} | dict.fromkeys(ONE_SLOT, 200 * MB)
 #: Peak of each rehearsal on whole batches; half of what is above the weights goes with the rows.
 PEAK = {"ip-sgd": 900, "adamw": 1500, "sgd": 1300, "hift-adamw": 700, "addax": 950, "mezo": 600}
-PEAK["forward-grad"] = 800
-PEAK["fzoo"] = 580  # the recipe
+PEAK |= {"fzoo": 580, "hybrid": 930, "forward-grad": 720}  # fzoo is the recipe
 
 
 class FakeStage:
