@@ -16,7 +16,7 @@ from edgezo_export.shipped_graphs import find_graphs, read_config, shipped, ship
 from edgezo_export.signature import read_signature
 from edgezo_export.verify import GraphRunner, check_parity
 from edgezo_export.verify_generation import check_reading, open_generation
-from edgezo_runtime.bundle import GENERATE, GRAPH, is_bundle, open_bundle
+from edgezo_runtime.bundle import GENERATE, GRAPH, LEAN, is_bundle, open_bundle
 from edgezo_runtime.errors import InputError
 
 
@@ -61,7 +61,7 @@ def test_random_weights_agree_with_transformers(
 def test_graphs_are_small_and_found_by_their_config() -> None:
     for name in shipped():
         folder = shipped_folder(name)
-        assert all((folder / file).stat().st_size < 500_000 for file in (GRAPH, GENERATE))
+        assert all((folder / file).stat().st_size < 500_000 for file in (GRAPH, GENERATE, LEAN))
         config = AutoConfig.for_model(**read_config(folder)).to_dict()
         assert find_graphs(config) == folder
         assert find_graphs(config | {"hidden_size": 8}) is None
