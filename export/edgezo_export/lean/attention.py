@@ -197,7 +197,7 @@ def _prepared(
     """Turns and repeats the heads of `tokens`, (batch, length, heads * features)."""
     if heads.rotation is not None:
         tables_of = [tables.of(heads.rotation.cos), tables.of(heads.rotation.sin)]
-        start = editor.integers(0)
+        start = editor.first_position()
         made = editor.put(before, "RotaryEmbedding", tokens, start, *tables_of)
         assert tokens.shape is not None
         describe(made, f"{tokens.name}_turned", tokens, tokens.shape)

@@ -30,6 +30,10 @@ class Editor:
         flat = "_".join(str(value) for row in rows for value in row)
         return self._constant(f"table_{len(rows)}_{flat}", np.array(rows, np.int64))
 
+    def first_position(self) -> ir.Value:
+        """Returns the constant 0 of shape (1,), for operators that read it on the device."""
+        return self._constant("first_position", np.zeros(1, np.int64))
+
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
         name = f"lean.{name}"
         if name not in self.graph.initializers:
