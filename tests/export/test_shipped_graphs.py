@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edgezo_export.lean.verify import agree
 from edgezo_export.make_graphs import export_config, make_graphs
 from edgezo_export.random_bundle import random_bundle
 from edgezo_export.shipped_graphs import find_graphs, read_config, shipped, shipped_folder
@@ -54,6 +55,8 @@ def test_random_weights_agree_with_transformers(
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     parity = check_parity(GraphRunner(bundle), model)
     assert max(parity.logprobs, parity.candidate_logits) <= 1e-4
+    lean = GraphRunner(bundle, folder / LEAN)
+    assert agree(GraphRunner(bundle), lean, model.config.vocab_size)
     assert check_reading(open_generation(bundle)[0], model) <= 1e-4
     shutil.rmtree(folder)
 
