@@ -28,7 +28,7 @@ class _Scores:
     product: ir.Node
     scale: float
     masks: tuple[ir.Value, ...]  # what is added
-    conditions: tuple[ir.Value, ...]  # where something else is put in
+    fills: tuple[tuple[ir.Value, float], ...]  # where not, what number is put in
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FuseAttention(ir.passes.InPlacePass):
             if attention is None:
                 continue
             scores = attention.scores
-            key = (*scores.masks, *scores.conditions, scores.scale)
+            key = (scores.masks, scores.fills, scores.scale)
             if key not in known:
                 known[key] = is_causal(operand(node, 0), scores.product.outputs[0], scores.scale)
             mask = None if known[key] else _bias(attention)
@@ -88,18 +88,18 @@ def _read(softmax: ir.Node) -> _Attention | None:
     width = sizes(output.outputs[0])[-1:]
     if not fits or value.rotation is not None or width != (heads * value.features,):
         return None
-    if sizes(query.tokens)[:2] != sizes(key.tokens)[:2]:
-        return None
+    if len({sizes(heads.tokens)[:2] for heads in (query, key, value)}) > 1:
+        return None  # of two texts
     return _Attention(query, key, value, scores, output)
 
 
 def _scores(value: ir.Value) -> _Scores | None:
     scale = 1.0
     masks: list[ir.Value] = []
-    conditions: list[ir.Value] = []
+    fills: list[tuple[ir.Value, float]] = []
     while (node := value.producer()) is not None:
         if node.op_type == "MatMul":
-            return _Scores(node, scale, tuple(masks), tuple(conditions))
+            return _Scores(node, scale, tuple(masks), tuple(fills))
         factor = scalar(node.inputs[1]) if len(node.inputs) == 2 else None
         if node.op_type == "Mul" and factor is not None:
             scale *= factor
@@ -107,8 +107,8 @@ def _scores(value: ir.Value) -> _Scores | None:
             scale /= factor
         elif node.op_type == "Add":
             masks.append(operand(node, 1))
-        elif node.op_type == "Where" and scalar(node.inputs[2]) is not None:
-            conditions.append(operand(node, 0))
+        elif node.op_type == "Where" and (fill := scalar(node.inputs[2])) is not None:
+            fills.append((operand(node, 0), fill))
             value = operand(node, 1)
             continue
         elif node.op_type != "Cast":
@@ -130,7 +130,7 @@ def _keys(value: ir.Value) -> Heads | None:
 def _bias(attention: _Attention) -> ir.Value | None:
     """Returns a mask that can be added to the scores as it is."""
     scores = attention.scores
-    if len(scores.masks) != 1 or scores.conditions:
+    if len(scores.masks) != 1 or scores.fills:
         return None
     mask = scores.masks[0]
     square = sizes(mask)[2:] == sizes(scores.product.outputs[0])[2:]
@@ -176,7 +176,8 @@ def _with_bias(
     split = tokens[0].producer()
     if split is not None and split.op_type == "Split" and tokens == list(split.outputs):
         add = made_by(split.inputs[0], "Add")
-        if add is not None and is_vector(add.inputs[1]) and only_reader(operand(split, 0)):
+        alone = all(only_reader(v) for v in (operand(split, 0), *split.outputs))
+        if add is not None and is_vector(add.inputs[1]) and alone:
             split.replace_input_with(0, operand(add, 0))
             return tokens, add.inputs[1]
         return tokens, None

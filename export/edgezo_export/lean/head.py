@@ -12,9 +12,9 @@ from edgezo_export.lean.edit import (
     Editor,
     describe,
     made_by,
-    only_reader,
     operand,
     sizes,
+    take_place,
     uncast,
 )
 
@@ -60,13 +60,7 @@ def _projection(chosen: ir.Value | None, logprobs: ir.Value | None) -> ir.Node |
     if target is None or operand(target, 0) is not logits:
         return None
     read = _between(logits, operand(difference, 1)) | {gather, target}
-    same = all(user in read for user, _ in logits.uses())
-    return product if same and all(only_reader(v) for v in _casts(logits, product)) else None
-
-
-def _casts(logits: ir.Value, product: ir.Node) -> list[ir.Value]:
-    """Returns the values before `logits`, which nobody else may read."""
-    return [] if logits is product.outputs[0] else [product.outputs[0]]
+    return product if all(user in read for user, _ in logits.uses()) else None
 
 
 def _between(logits: ir.Value, normaliser: ir.Value) -> set[ir.Node]:
@@ -93,7 +87,7 @@ def _ask_candidates(
     assert weight.shape is not None and candidates.shape is not None
     describe(picked, "candidate_rows", weight, ir.Shape([candidates.shape[0], weight.shape[1]]))
     logits = editor.put(before, "FusedMatMul", rows, picked, transB=1)
-    _replace_output(editor, before, output, _widened(editor, before, logits, rows, output))
+    take_place(output, _widened(editor, before, logits, rows, output))
 
 
 def _ask_targets(
@@ -115,7 +109,7 @@ def _ask_targets(
         pieces.append(editor.put(before, "Pad", found, pad, None, zero))
     both = editor.put(before, "Concat", *pieces, axis=0)
     answers = editor.put(before, "Slice", both, zero, count, zero)
-    _replace_output(editor, before, output, editor.put(before, "Squeeze", answers, one))
+    take_place(output, editor.put(before, "Squeeze", answers, one))
 
 
 def _plan(
@@ -152,9 +146,3 @@ def _widened(
         return logits
     assert output.dtype is not None
     return editor.put(before, "Cast", logits, to=output.dtype)
-
-
-def _replace_output(editor: Editor, before: ir.Node, old: ir.Value, new: ir.Value) -> None:
-    new.name, old.name = old.name, None
-    new.type, new.shape = old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)

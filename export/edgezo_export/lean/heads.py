@@ -104,6 +104,8 @@ def _rotated(node: ir.Node) -> Heads | None:
     swap = made_by(turned.inputs[0], "Concat") if turned is not None else None
     if straight is None or turned is None or swap is None or len(swap.inputs) != 2:
         return None
+    if swap.attributes.get_int("axis", 0) not in (-1, 3):
+        return None
     value = operand(straight, 0)
     heads = read_heads(value)
     negative = made_by(swap.inputs[0], "Neg")

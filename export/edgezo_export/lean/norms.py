@@ -103,12 +103,14 @@ def _fuse(editor: Editor, norm: ir.Node) -> bool:
     if add is None or len(norm.outputs) > 1 or total.is_graph_output():
         return False
     rows, skip = operand(add, 0), operand(add, 1)
-    if sizes(rows) != sizes(skip) or len(sizes(total)) not in (2, 3):
+    rank = len(sizes(total))
+    last = norm.attributes.get_int("axis", -1) in (-1, rank - 1)
+    if sizes(rows) != sizes(skip) or rank not in (2, 3) or not last:
         return False
     layer, bias = _biased(skip)
     if bias is None:
         layer, bias = _biased(rows)
-        rows, skip = skip, rows
+        rows = skip
     simplified = norm.op_type == "SimplifiedLayerNormalization"
     inputs = [layer, rows, *norm.inputs[1:]]
     if not simplified and len(inputs) == 3:
