@@ -18,6 +18,7 @@ from edgezo_runtime.bundle import (
     CAUSAL,
     GENERATE,
     GRAPH,
+    LEAN,
     SIDE_FILES,
     WEIGHTS,
     Manifest,
@@ -65,8 +66,8 @@ def complete_bundle(
     """Adds the weights and then the manifest to a folder that holds the graphs and side files.
 
     Args:
-        folder: holds `graph.onnx`, and `generate.onnx`, `config.json` and the tokenizer's files
-            where there are any.
+        folder: holds `graph.onnx`, and `generate.onnx`, `lean.onnx`, `config.json` and the
+            tokenizer's files where there are any.
         tensor: returns a parameter's value, C-contiguous, in storage dtype; called once for each
             parameter in arena order, so that one tensor at a time is in memory.
         context_length: the longest sequence that the model takes, in tokens; None for arrays.
@@ -82,7 +83,7 @@ def complete_bundle(
         lambda name: tensor(parameters[name]),
     )
     files = {GRAPH: sha256(folder / GRAPH), WEIGHTS: digest}
-    optional = [name for name in (GENERATE, *SIDE_FILES) if (folder / name).is_file()]
+    optional = [name for name in (GENERATE, LEAN, *SIDE_FILES) if (folder / name).is_file()]
     files |= {name: sha256(folder / name) for name in optional}
     manifest = Manifest(
         signature.parameters,

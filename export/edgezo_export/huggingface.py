@@ -23,6 +23,7 @@ from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
 from edgezo_export.checks import check_model, check_tokenizer, checked_config
 from edgezo_export.convert_dtype import widened
 from edgezo_export.generate_graph import export_generate_graph
+from edgezo_export.lean.verify import add_lean
 from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.optimum_graph import has_onnx, optimum_file, read_optimum_graph
@@ -103,6 +104,7 @@ def checkpoint_to_bundle(
         verify_bundle(folder, model, half=dtype == "float16")
         if (folder / GENERATE).is_file():
             verify_generation(folder, model)
+        add_lean(folder, model.config.vocab_size)
     return out
 
 

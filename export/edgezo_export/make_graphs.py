@@ -14,10 +14,11 @@ import onnx_ir as ir
 from transformers import AutoConfig, PreTrainedModel
 
 from edgezo_export.generate_graph import export_generate_graph
+from edgezo_export.lean.make import save_lean
 from edgezo_export.model_shell import shell
 from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
 from edgezo_export.text_graph import export_text_graph, save_graph
-from edgezo_runtime.bundle import GENERATE, GRAPH
+from edgezo_runtime.bundle import GENERATE, GRAPH, LEAN
 
 
 def described_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -30,12 +31,13 @@ def export_config(config: Mapping[str, Any]) -> ir.Model:
     return export_text_graph(described_model(config))
 
 
-def make_graphs(folder: Path, out: Path) -> tuple[Path, Path]:
-    """Exports both graphs of the `config.json` in `folder` to the folder `out`; returns them."""
+def make_graphs(folder: Path, out: Path) -> list[Path]:
+    """Exports the graphs of the `config.json` in `folder` to the folder `out`; returns them."""
     model = described_model(read_config(folder))
     save_graph(export_text_graph(model), out / GRAPH)
     save_graph(export_generate_graph(model), out / GENERATE)
-    return out / GRAPH, out / GENERATE
+    save_lean(out)
+    return [out / name for name in (GRAPH, GENERATE, LEAN) if (out / name).is_file()]
 
 
 def main(names: list[str]) -> None:

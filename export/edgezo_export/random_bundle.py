@@ -9,17 +9,18 @@ import numpy as np
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.shipped_graphs import CONFIG, copy_graphs, read_config, shipped_folder
-from edgezo_runtime.bundle import GRAPH, Parameter, is_bundle, open_bundle
+from edgezo_runtime.bundle import GRAPH, LEAN, Parameter, is_bundle, open_bundle
 from edgezo_runtime.files import sha256
 
 STANDARD_DEVIATION = 0.02
 
 
 def is_current(name: str, folder: Path) -> bool:
-    """Whether `folder` is a bundle of today's shipped graph `name`, not of an earlier one."""
+    """Whether `folder` is a bundle of today's shipped graphs `name`, not of an earlier one."""
     if not is_bundle(folder):
         return False
-    return open_bundle(folder).manifest.files[GRAPH] == sha256(shipped_folder(name) / GRAPH)
+    files = open_bundle(folder).manifest.files
+    return all(files.get(file) == sha256(shipped_folder(name) / file) for file in (GRAPH, LEAN))
 
 
 def random_bundle(name: str, out: Path, seed: int = 0) -> Path:

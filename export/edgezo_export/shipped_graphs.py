@@ -1,6 +1,6 @@
 """The graphs that come with edgezo, for common models, so that those need no torch.
 
-Each folder holds both graphs of its `config.json`.
+Each folder holds the graphs of its `config.json`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgezo_runtime.bundle import GENERATE, GRAPH
+from edgezo_runtime.bundle import GENERATE, GRAPH, LEAN
 from edgezo_runtime.errors import InputError
 
 FOLDER = Path(__file__).parent / "graphs"
@@ -73,6 +73,6 @@ def find_graphs(config: Mapping[str, Any]) -> Path | None:
 
 
 def copy_graphs(source: Path, folder: Path) -> None:
-    """Copies both graphs of the folder `source` into `folder`."""
-    for name in (GRAPH, GENERATE):
+    """Copies the graphs of the folder `source` into `folder`."""
+    for name in (GRAPH, GENERATE, LEAN):
         shutil.copyfile(source / name, folder / name)

@@ -52,15 +52,20 @@ class GraphRunner:
         weights: each parameter in storage dtype, read-only; no copy of any is in memory.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Maps the weights; raises InputError if they do not fit the manifest."""
+    def __init__(self, bundle: Bundle, graph: Path | bytes | None = None) -> None:
+        """Maps the weights; raises InputError if they do not fit the manifest.
+
+        Args:
+            bundle: whose weights.
+            graph: to run instead of the bundle's.
+        """
         self.parameters = bundle.manifest.parameters
         self.form = bundle.manifest.form
         self.weights = mapped_weights(bundle)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
-            bundle.graph, options, providers=["CPUExecutionProvider"]
+            graph or bundle.graph, options, providers=["CPUExecutionProvider"]
         )
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._binding = self._session.io_binding()

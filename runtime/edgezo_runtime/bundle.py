@@ -20,6 +20,8 @@ from edgezo_runtime.files import sha256, write_text
 SCHEMA = 1
 MANIFEST = "edgezo.json"
 GRAPH = "graph.onnx"
+#: What `GRAPH` computes, in fewer kernels; optional.
+LEAN = "lean.onnx"
 GENERATE = "generate.onnx"
 GRADIENTS = "grad.onnx"
 TANGENTS = "tangent.onnx"

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch, Outputs
-from edgezo_runtime.bundle import GRAPH, QUANTIZED, WEIGHTS, Bundle, Parameter
+from edgezo_runtime.bundle import GRAPH, LEAN, QUANTIZED, WEIGHTS, Bundle, Parameter
 from edgezo_runtime.constants import with_constants
 from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
@@ -58,7 +58,8 @@ class Session:
         parameters = bundle.manifest.parameters
         constants = constant_values(bundle, weights)
         try:
-            model = with_integers(bundle)
+            lean = device.lean and LEAN in bundle.manifest.files
+            model = with_integers(bundle, LEAN if lean else GRAPH)
             parts = split(model, {*trained, *_QUESTIONS}, weights.keys() - trained)
             self._split = parts
             self._boundary = parts.boundary if parts else ()

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from edgezo_runtime import wire
 
 # A prefix deserves a session of its own if it multiplies with frozen weights.
-_HEAVY = ("MatMul", "MatMulNBits", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_HEAVY = (
+    *("MatMul", "FusedMatMul", "MatMulNBits", "Gemm"),
+    *("Conv", "ConvTranspose", "LSTM", "GRU", "RNN"),
+)
 _DESCRIBED = (wire.GRAPH_VALUE_INFO, wire.GRAPH_OUTPUT)
 
 
@@ -141,10 +144,15 @@ def _weighs(node: _Node, made: Mapping[str, _Node], frozen: Set[str]) -> bool:
 def _node(payload: memoryview, raw: memoryview) -> _Node:
     return _Node(
         raw,
-        wire.texts(payload, wire.NODE_INPUT) + _captured(payload),
-        wire.texts(payload, wire.NODE_OUTPUT),
+        _named(wire.texts(payload, wire.NODE_INPUT) + _captured(payload)),
+        _named(wire.texts(payload, wire.NODE_OUTPUT)),
         wire.text(payload, wire.NODE_OPERATOR),
     )
+
+
+def _named(values: list[str]) -> list[str]:
+    """Returns `values` without those that a node leaves out, which are all called nothing."""
+    return [name for name in values if name]
 
 
 def _captured(node: memoryview) -> list[str]:

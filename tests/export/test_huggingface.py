@@ -39,6 +39,7 @@ def test_a_bundle_is_a_hugging_face_checkpoint(
     assert manifest.task == {"name": "classify"}
     assert manifest.context_length == 64
     assert "torch" in manifest.versions
+    assert manifest.files["lean.onnx"] == sha256(folder / "lean.onnx")
     ours, theirs = (load_file(path / "model.safetensors") for path in (folder, checkpoint(name)))
     assert set(ours) == set(theirs)
     for key, value in theirs.items():

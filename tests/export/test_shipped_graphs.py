@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edgezo_export.lean.verify import agree
 from edgezo_export.make_graphs import export_config, make_graphs
 from edgezo_export.random_bundle import random_bundle
 from edgezo_export.shipped_graphs import find_graphs, read_config, shipped, shipped_folder
 from edgezo_export.signature import read_signature
 from edgezo_export.verify import GraphRunner, check_parity
 from edgezo_export.verify_generation import check_reading, open_generation
-from edgezo_runtime.bundle import GENERATE, GRAPH, is_bundle, open_bundle
+from edgezo_runtime.bundle import GENERATE, GRAPH, LEAN, is_bundle, open_bundle
 from edgezo_runtime.errors import InputError
 
 
@@ -54,6 +55,8 @@ def test_random_weights_agree_with_transformers(
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     parity = check_parity(GraphRunner(bundle), model)
     assert max(parity.logprobs, parity.candidate_logits) <= 1e-4
+    lean = GraphRunner(bundle, folder / LEAN)
+    assert agree(GraphRunner(bundle), lean, model.config.vocab_size)
     assert check_reading(open_generation(bundle)[0], model) <= 1e-4
     shutil.rmtree(folder)
 
@@ -61,7 +64,7 @@ def test_random_weights_agree_with_transformers(
 def test_graphs_are_small_and_found_by_their_config() -> None:
     for name in shipped():
         folder = shipped_folder(name)
-        assert all((folder / file).stat().st_size < 500_000 for file in (GRAPH, GENERATE))
+        assert all((folder / file).stat().st_size < 500_000 for file in (GRAPH, GENERATE, LEAN))
         config = AutoConfig.for_model(**read_config(folder)).to_dict()
         assert find_graphs(config) == folder
         assert find_graphs(config | {"hidden_size": 8}) is None

@@ -17,10 +17,12 @@ from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import link_or_copy, new_folder
 from edgezo_export.gradients.bundle import DERIVED
+from edgezo_export.lean.make import lean_graph
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.bundle import (
     GENERATE,
     GRAPH,
+    LEAN,
     Bundle,
     Parameter,
     open_bundle,
@@ -66,12 +68,15 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
             (p.name, p.kind, p.aliases) for p in (*bundle.manifest.parameters, *added)
         )
         graphs[name] = ir.to_proto(model).SerializeToString(deterministic=True)
+    files = dict(bundle.manifest.files)
+    if files.pop(LEAN, None) and (lean := lean_graph(graphs[GRAPH])):
+        graphs[LEAN] = lean
     digests = {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
     length = bundle.manifest.context_length
     manifest = dataclasses.replace(
         bundle.manifest,
         parameters=(*bundle.manifest.parameters, *added),
-        files={**bundle.manifest.files, **digests},
+        files={**files, **digests},
         context_length=None if length is None else length - _taken(kind, settings),
         adapter={"kind": kind, **settings},
     )

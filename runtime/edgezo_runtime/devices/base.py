@@ -24,10 +24,12 @@ class Device(abc.ABC):
 
     Attributes:
         name: as ``device=`` takes it.
+        lean: whether it is faster with a bundle's lean graph.
         threads: of the host, for sessions and sweeps that run there.
     """
 
     name: ClassVar[str]
+    lean: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

@@ -50,6 +50,7 @@ class CudaDevice(Device):
     """
 
     name = "cuda"
+    lean = True
 
     def __init__(self, index: int, threads: int) -> None:
         super().__init__(threads)
