@@ -81,6 +81,29 @@ scan (float[N, 5, 4] x) => (float[N, 3] out)
     out = MatMul(last, head)
 }
 """
+#: Two heads of four features over six tokens of eight numbers.
+ATTENTION = """
+<ir_version: 8, opset_import: ["" : {opset}]>
+attend (float[N, 6, 8] x) => (float[N, 3] scores)
+{{
+    q0 = MatMul(x, wq)
+    k0 = MatMul(x, wk)
+    v0 = MatMul(x, wv)
+    q1 = Reshape(q0, heads)
+    k1 = Reshape(k0, heads)
+    v1 = Reshape(v0, heads)
+    q = Transpose<perm = [0, 2, 1, 3]>(q1)
+    k = Transpose<perm = [0, 2, 3, 1]>(k1)
+    v = Transpose<perm = [0, 2, 1, 3]>(v1)
+    raw = MatMul(q, k)
+    scaled = Div(raw, root)
+    weights = Softmax<axis = 3>(scaled)
+    mixed = MatMul(weights, v)
+    turned = Transpose<perm = [0, 2, 1, 3]>(mixed)
+    joined = Reshape(turned, flat)
+    scores = MatMul(joined, head)
+}}
+"""
 
 
 def with_weights(text: str, weights: dict[str, np.ndarray], constants: bool = False) -> ModelProto:
@@ -117,6 +140,16 @@ def classifier(
     text = CLASSIFIER.format(opset=opset, w="conv_w", b="conv_b", end=end, output=output)
     weights = classifier_weights("conv_w", "conv_b")
     return with_weights(text, weights, constants)
+
+
+def attention(opset: int = 17) -> ModelProto:
+    """Returns a classifier with one layer of attention."""
+    rng = np.random.default_rng(0)
+    shapes = {"wq": (8, 8), "wk": (8, 8), "wv": (8, 8), "head": (48, 3)}
+    weights = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
+    sizes = {"heads": np.array([0, -1, 2, 4]), "flat": np.array([-1, 48])}
+    root = {"root": np.array(2, np.float32)}
+    return with_weights(ATTENTION.format(opset=opset), weights | sizes | root)
 
 
 def branching() -> ModelProto:

@@ -41,6 +41,7 @@ class Architecture:
         form: what tasks must know of a model; see `Manifest.form`.
         context_length: the longest sequence that a model takes, or None if it does not say.
         logits: what transformers computes for the answers of a batch, (answers, vocabulary).
+        optimum_task: what optimum calls it, or None if edgezo does not read its graphs of it.
     """
 
     endings: tuple[str, ...]
@@ -50,6 +51,7 @@ class Architecture:
     form: Callable[[PreTrainedModel], dict[str, Any]]
     context_length: Callable[[PreTrainedModel], int | None]
     logits: Callable[[PreTrainedModel, Mapping[str, Tensor]], Tensor]
+    optimum_task: str | None = None
 
 
 def token_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
@@ -72,6 +74,7 @@ CAUSAL = Architecture(
     lambda model: {"kind": "causal"},
     _plain_length,
     token_logits,
+    "text-generation",
 )
 ARCHITECTURES = (
     CAUSAL,
@@ -83,6 +86,7 @@ ARCHITECTURES = (
         lambda model: {"kind": "masked"},
         masked_context_length,
         token_logits,
+        "fill-mask",
     ),
     Architecture(
         ("ForSequenceClassification",),
@@ -92,6 +96,7 @@ ARCHITECTURES = (
         head_form,
         lambda model: masked_context_length(model) or _plain_length(model),
         head_logits,
+        "text-classification",
     ),
     Architecture(
         ("T5ForConditionalGeneration",),

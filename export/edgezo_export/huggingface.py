@@ -75,8 +75,10 @@ def checkpoint_to_bundle(
     raw, kind = checked_config(source)
     if via is None:
         via = "optimum" if has_onnx(source) and not has_weights(source) else "torch"
-    if kind is not CAUSAL and (via, dtype) != ("torch", "float32"):
-        raise InputError(f"{kind.what} are exported via torch as float32 only")
+    if kind is not CAUSAL and dtype != "float32":
+        raise InputError(f"{kind.what} are exported as float32 only")
+    if via == "optimum" and kind.optimum_task is None:
+        raise InputError(f"{kind.what} are exported via torch only")
     if (via, dtype) == ("optimum", "bfloat16"):
         raise InputError("optimum does not export bfloat16: use --via torch, with safetensors")
     model = shell_of_folder(source, kind.auto, getattr(torch, dtype))
@@ -98,7 +100,7 @@ def checkpoint_to_bundle(
             _through_float32(source, folder, model, complete)
             return out
         if via == "optimum":
-            _through_optimum(source, folder, model, dtype, complete)
+            _through_optimum(source, folder, model, kind, dtype, complete)
         else:
             _through_torch(source, folder, model, kind, complete)
         verify_bundle(folder, model, half=dtype == "float16")
@@ -149,11 +151,17 @@ def _through_float32(
 
 
 def _through_optimum(
-    source: Path, folder: Path, model: PreTrainedModel, dtype: str, complete: Callable[..., object]
+    source: Path,
+    folder: Path,
+    model: PreTrainedModel,
+    kind: Architecture,
+    dtype: str,
+    complete: Callable[..., object],
 ) -> None:
     files = CheckpointFiles(source) if has_weights(source) else None
-    with optimum_file(source, dtype) as path:
-        graph, found = read_optimum_graph(path, model, files)
+    assert kind.optimum_task is not None
+    with optimum_file(source, dtype, kind.optimum_task) as path:
+        graph, found = read_optimum_graph(path, model, files, kind.form(model))
         for key, tensor in found.items():
             if tensor.dtype.name != dtype:
                 raise InputError(

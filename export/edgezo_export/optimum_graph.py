@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -30,8 +31,13 @@ def has_onnx(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def optimum_file(source: Path, dtype: str) -> Iterator[Path]:
+def optimum_file(source: Path, dtype: str, task: str) -> Iterator[Path]:
     """Gives the `model.onnx` of `source`: its own, or one that optimum makes of the checkpoint.
+
+    Args:
+        source: the folder.
+        dtype: of the weights.
+        task: what optimum calls the kind of model.
 
     Raises:
         InputError: optimum is not installed, or cannot export it; the message has its reason.
@@ -51,7 +57,7 @@ def optimum_file(source: Path, dtype: str) -> Iterator[Path]:
                 main_export(
                     str(source),
                     output=folder,
-                    task="text-generation",
+                    task=task,
                     dtype={"float32": "fp32", "float16": "fp16"}.get(dtype),
                     do_constant_folding=False,
                     do_validation=False,
@@ -65,7 +71,10 @@ def optimum_file(source: Path, dtype: str) -> Iterator[Path]:
 
 
 def read_optimum_graph(
-    path: Path, model: PreTrainedModel, files: CheckpointFiles | None
+    path: Path,
+    model: PreTrainedModel,
+    files: CheckpointFiles | None,
+    form: Mapping[str, Any],
 ) -> tuple[ir.Model, dict[str, FoundTensor]]:
     """Returns the weight-free text graph of the file at `path`, and where its weights lie.
 
@@ -73,6 +82,7 @@ def read_optimum_graph(
         path: a `model.onnx` of optimum, with or without external data and a cache.
         model: the shell of the same model, which knows its parameters' names and shapes.
         files: the checkpoint, if there is one.
+        form: of the model; see `Manifest.form`.
 
     Raises:
         InputError: the file is damaged, or cannot be mapped to the model; the message names what.
@@ -83,11 +93,14 @@ def read_optimum_graph(
 
     try:
         found = match_parameters(graph, names, shapes, _reader(files, names, shapes))
-        put_text_head(graph, model.config.vocab_size)
+        labels = form.get("labels")
+        words = model.config.vocab_size if labels is None else len(labels)
+        put_text_head(graph, words, form.get("position"))
         # Through the arithmetic on shapes that older exporters write out.
         ShapeInferencePass(data_prop=True)(graph)
         graph = lifted(graph, names)
-        check_no_full_logits(graph, model.config.vocab_size)
+        if labels is None:
+            check_no_full_logits(graph, words)
         return graph, found
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

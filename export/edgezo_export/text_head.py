@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from edgezo_export.head_graph import FIRST, LAST
 from edgezo_export.text_graph import INPUTS, LONG_SUM, OUTPUTS, logsumexp_groups
 from edgezo_runtime.errors import InputError
 
@@ -31,16 +32,18 @@ class _Ops(Tape):
         return self.op(operator, inputs, attributes)
 
 
-def put_text_head(model: ir.Model, vocabulary: int) -> None:
+def put_text_head(model: ir.Model, vocabulary: int, position: int | None = None) -> None:
     """Gives `model` the inputs and outputs of a text graph, in place.
 
-    Position numbers are counted from the mask, as transformers counts them, and a cache of keys and
-    values is empty.
+    Position numbers are counted from the mask, as transformers counts them, segments are 0, and a
+    cache of keys and values is empty.
 
     Args:
-        model: takes `input_ids, attention_mask` and perhaps `position_ids` and past keys and
-            values, and returns `logits` (batch, length, vocabulary).
-        vocabulary: how many tokens the model knows.
+        model: takes `input_ids, attention_mask` and perhaps `position_ids`, `token_type_ids` and
+            past keys and values, and returns `logits` (batch, length, vocabulary), or
+            (batch, labels) of a classifier.
+        vocabulary: how many tokens the model knows, or labels.
+        position: of the token that a classifier's head reads, first or last.
 
     Raises:
         InputError: it takes something else, or returns no logits.
@@ -51,7 +54,7 @@ def put_text_head(model: ir.Model, vocabulary: int) -> None:
     if logits is None or not {"input_ids", "attention_mask"} <= theirs.keys():
         raise InputError(
             "the graph does not turn input_ids and attention_mask into logits: "
-            "export it with optimum's task text-generation"
+            "export it with optimum's task text-generation, fill-mask or text-classification"
         )
     ours = {name: _input(name) for name in INPUTS}
     for name in ("input_ids", "attention_mask"):
@@ -61,12 +64,21 @@ def put_text_head(model: ir.Model, vocabulary: int) -> None:
     for name, value in theirs.items():
         if name == "position_ids":
             value.replace_all_uses_with(_position_ids(first, ours["attention_mask"]))
+        elif name == "token_type_ids":
+            mask = ours["attention_mask"]
+            value.replace_all_uses_with(first("Sub", mask, mask))
         elif name.startswith(_PAST):
             value.replace_all_uses_with(_empty_past(first, value, ours["input_ids"]))
         elif name not in ours:
             raise InputError(f"the graph takes {name!r}, which edgezo does not know")
     last = _Ops()
-    outputs = _answers(last, logits, ours, vocabulary)
+    if position == FIRST:
+        _read_at(graph, ours["positions"])
+        rows = logits
+    else:
+        every = _scores(graph) if position == LAST else logits
+        rows = _picked(last, every, ours["positions"], vocabulary)
+    outputs = _answers(last, rows, ours, vocabulary)
     graph.inputs[:] = [ours[name] for name in INPUTS]
     graph.outputs[:] = outputs
     if first.nodes:
@@ -109,16 +121,59 @@ def _empty_past(op: _Ops, past: ir.Value, tokens: ir.Value) -> ir.Value:
     return op("ConstantOfShape", shape, value=zero)
 
 
+def _read_at(graph: ir.Graph, positions: ir.Value) -> None:
+    """Lets a classifier's head read the tokens at `positions`, not the first of each text."""
+    firsts = [node for node in graph if _is_first_token(node)]
+    head = next((user for node in firsts for user, _ in node.outputs[0].uses()), None)
+    if len(firsts) != 1 or head is None or head.op_type != "Gemm":
+        raise InputError("the graph does not show which token its classifier reads")
+    hidden, weight = firsts[0].inputs[0], head.inputs[1]
+    assert hidden is not None and weight is not None and weight.shape is not None
+    features = weight.shape[1 if head.attributes.get_int("transB", 0) else 0]
+    assert isinstance(features, int)
+    op = _Ops()
+    rows = _picked(op, hidden, positions, features)
+    firsts[0].outputs[0].replace_all_uses_with(rows)
+    graph.insert_before(firsts[0], op.nodes)
+    graph.remove(firsts[0], safe=True)
+
+
+def _is_first_token(node: ir.Node) -> bool:
+    """Whether `node` takes the first of the second axis, (batch, length, features)."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 1:
+        return False
+    index = node.inputs[1]
+    number = None if index is None else ir.convenience.get_const_tensor(index)
+    return number is not None and number.size == 1 and number.numpy().item() == 0
+
+
+def _scores(graph: ir.Graph) -> ir.Value:
+    """Returns what a classifier scores each token with, (batch, length, labels)."""
+    weight = graph.initializers.get("score.weight")
+    users = [user for user, _ in weight.uses()] if weight is not None else []
+    if len(users) == 1 and users[0].op_type == "Transpose":
+        users = [user for user, _ in users[0].outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "MatMul":
+        raise InputError("the graph does not multiply tokens with score.weight in one place")
+    return users[0].outputs[0]
+
+
+def _picked(op: _Ops, values: ir.Value, positions: ir.Value, features: int) -> ir.Value:
+    """Returns the rows at `positions` of (batch, length, features), (answers, features)."""
+    flat = op("Reshape", values, _integers(op, [-1, features]))
+    rows = op("Gather", flat, positions, axis=0)
+    values.shape = ir.Shape(["batch", "length", features])
+    flat.shape = ir.Shape(["batch*length", features])
+    rows.shape = ir.Shape(["answers", features])
+    values.type = values.type or ir.TensorType(ir.DataType.FLOAT)  # only outputs say theirs
+    flat.type = rows.type = values.type
+    return rows
+
+
 def _answers(
-    op: _Ops, logits: ir.Value, inputs: dict[str, ir.Value], vocabulary: int
+    op: _Ops, rows: ir.Value, inputs: dict[str, ir.Value], vocabulary: int
 ) -> list[ir.Value]:
-    flat = op("Reshape", logits, _integers(op, [-1, vocabulary]))
-    rows = op("Gather", flat, inputs["positions"], axis=0)
-    logits.shape = ir.Shape(["batch", "length", vocabulary])
-    flat.shape = ir.Shape(["batch*length", vocabulary])
-    rows.shape = ir.Shape(["answers", vocabulary])
-    flat.type = rows.type = logits.type
-    if logits.dtype != ir.DataType.FLOAT:
+    if rows.dtype != ir.DataType.FLOAT:
         rows = op("Cast", rows, to=ir.DataType.FLOAT)
         rows.shape, rows.dtype = ir.Shape(["answers", vocabulary]), ir.DataType.FLOAT
     column = op("Unsqueeze", inputs["targets"], _integers(op, [1]))

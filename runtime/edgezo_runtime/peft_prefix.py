@@ -38,9 +38,8 @@ def write_prefix(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]
     """
     base = _rotary_base(bundle)
     layers = []
-    heads = count = size = 0
+    _, heads, count, size = next(iter(tensors.values())).shape
     for name, value in tensors.items():  # each layer's keys, then its values
-        _, heads, count, size = value.shape
         if name.endswith(".keys"):
             value = _turned(value, count, base)
         layers.append(value[0].transpose(1, 0, 2).reshape(count, heads * size))

@@ -263,7 +263,14 @@ def changed(**change: str) -> ModelProto:
     return model
 
 
+def with_operator(name: str) -> ModelProto:
+    model = classifier()
+    next(node for node in model.graph.node if node.op_type == "Clip").op_type = name
+    return model
+
+
 REFUSED = {
+    "no operator": (lambda f: with_operator("Clap"), "Clap"),
     "a custom domain": (lambda f: changed(Clip="my.own"), r"my\.own\.Clip"),
     "an old opset": (lambda f: classifier(opset=9), "opset 9"),
     "no such output": (lambda f: classifier(), "give --output, one of 'scores'"),

@@ -88,6 +88,10 @@ def add_lora(
     inputs = {value.name: value for value in model.graph.inputs}
     layers = [layer for p in parameters if (layer := _layer(p, inputs[p.name]))]
     linear = {layer.weight: layer for layer in layers}
+    if not linear:
+        raise InputError(
+            "the graph has no linear layer for LoRA: tune weights by the patterns of their names"
+        )
     names = list(target) if target else _default_target(linear)
     chosen = _chosen(names, linear)
     upright = {not use.flipped for name in chosen for use in linear[name].uses}
@@ -112,7 +116,7 @@ def _default_target(linear: Iterable[str]) -> list[str]:
             return list(names)
     raise InputError(
         f"the graph has none of the layers that LoRA usually adapts: name some with --target, "
-        f"such as {_module(next(iter(linear), 'q_proj'))}, or {ALL_LINEAR}"
+        f"such as {_module(next(iter(linear)))}, or {ALL_LINEAR}"
     )
 
 
@@ -126,7 +130,7 @@ def _chosen(names: Sequence[str], linear: Iterable[str]) -> set[str]:
         if not matched:
             raise InputError(
                 f"--target {name!r} matches no linear layer of the graph; layers look like "
-                f"{_module(next(iter(linear), 'q_proj'))!r}"
+                f"{_module(next(iter(linear)))!r}"
             )
         chosen |= matched
     return chosen

@@ -2,7 +2,8 @@
 
 Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2021. As in MeZO
 (Malladi et al., NeurIPS 2023), the keys and values themselves are tuned, they begin as those of
-real tokens, and the text's positions count as if there were no prefix.
+real tokens, and the text's positions count as if there were no prefix. In a graph that reads no
+tokens, keys are drawn and values are zero.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _adapt(graph: ir.Graph, layer: _Attention, number: int, count: int) -> list[
     assert queries is not None and turned is not None and values is not None
     heads = queries.shape[1]  # type: ignore[index]
     make = Maker(graph, f"prefix.{number}.scores")
-    added, keys = _new_input(graph, make, _rows(make, turned), f"prefix.{number}.keys", count)
+    name = f"prefix.{number}.keys"
+    added, keys = _new_input(graph, make, _rows(make, turned), name, count, "kaiming_uniform")
     keys = _repeated(make, keys, added.shape[1], heads, queries)
     scores = make.node("MatMul", queries, make.node("Transpose", keys, perm=[0, 1, 3, 2]))
     for step in layer.steps:
@@ -128,9 +130,9 @@ def _adapt(graph: ir.Graph, layer: _Attention, number: int, count: int) -> list[
     _widen(layer)
 
     make = Maker(graph, f"prefix.{number}.product")
-    also, new = _new_input(graph, make, values, f"prefix.{number}.values", count)
+    also, new = _new_input(graph, make, values, f"prefix.{number}.values", count, "zeros")
     new = _repeated(make, new, also.shape[1], heads, values)
-    rows = make.node("Shape", values, start=0, end=1)
+    rows = make.node("Gather", make.node("Shape", values), make.constant("first", [0]))
     batch = make.node("Concat", rows, make.constant("ones", [1, 1, 1]), axis=0)
     joined = make.node("Concat", make.node("Expand", new, batch), values, axis=2)
     layer.product.replace_input_with(1, joined)
@@ -169,17 +171,22 @@ def _not_known(value: ir.Value) -> ir.Value:
 
 
 def _new_input(
-    graph: ir.Graph, make: Maker, like: ir.Value, name: str, count: int
+    graph: ir.Graph, make: Maker, like: ir.Value, name: str, count: int, init: str
 ) -> tuple[Parameter, ir.Value]:
-    """Adds an input for keys or values such as `like`; returns it in the type of `like`."""
+    """Adds an input for keys or values such as `like`; returns it in the type of `like`.
+
+    It begins as those of real tokens, or as `init` where the graph reads none.
+    """
     source = _ungrouped(like)
     assert source.shape is not None and like.type is not None
     _, heads, _, size = source.shape
     if not isinstance(heads, int) or not isinstance(size, int):
         raise InputError(f"the graph does not say how many heads {source.name!r} has")
-    shown = make.node("Cast", source, to=ir.DataType.FLOAT.value)
-    shown.name, shown.shape = name + SOURCE, source.shape
-    shown.type = ir.TensorType(ir.DataType.FLOAT)
+    if any(value.name == "input_ids" for value in graph.inputs):
+        shown = make.node("Cast", source, to=ir.DataType.FLOAT.value)
+        shown.name, shown.shape = name + SOURCE, source.shape
+        shown.type = ir.TensorType(ir.DataType.FLOAT)
+        init = ACTIVATIONS
     # Its length is free, so that the graph also runs without a prefix: see `activations`.
     value = ir.Value(
         name=name,
@@ -187,7 +194,7 @@ def _new_input(
         type=ir.TensorType(ir.DataType.FLOAT),
     )
     graph.inputs.append(value)
-    parameter = Parameter(name, (1, heads, count, size), "float32", "prefix", init=ACTIVATIONS)
+    parameter = Parameter(name, (1, heads, count, size), "float32", "prefix", init=init)
     if like.type.dtype != ir.DataType.FLOAT:
         value = make.node("Cast", value, to=like.type.dtype.value)
     return parameter, value
