@@ -12,7 +12,10 @@ Result = TypeVar("Result")
 class Workers(Protocol):
     """What has threads, as an `Arena` does."""
 
-    threads: int
+    @property
+    def threads(self) -> int:
+        """How many there are."""
+        ...
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order."""
