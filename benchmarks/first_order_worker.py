@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.select import FULL
 
 _LR = np.float32(1e-7)  # the loss must stay where it is, however many steps are timed
 
@@ -25,15 +28,29 @@ class FirstOrderWorker:
         onnxruntime()
         self._resident = resident_bytes()
         self._number = 0
+        self._open = contextlib.ExitStack()
 
     def open(
-        self, bundle: str, feeds: str, labels: list[int], threads: int, optimizer: str
+        self,
+        bundle: str,
+        feeds: str,
+        labels: list[int],
+        threads: int,
+        optimizer: str,
+        tune: str = FULL,
+        cache: str | None = None,
     ) -> None:
-        """Loads the bundle, and the batch's inputs from an ``.npz`` file."""
+        """Loads the bundle to tune `tune` of it, and the batch's inputs from an ``.npz`` file.
+
+        What the layers below `tune` compute is kept in the file `cache`, if one is named.
+        """
         with np.load(feeds) as file:
             inputs: dict[str, Any] = {name: file[name] for name in file.files}
-        model = load(bundle, threads=threads)
-        self._loss = BatchLoss(model, Batch(**inputs, objective=CandidateLoss(np.array(labels))))
+        model = load(bundle, tune=tune, threads=threads)
+        batch = Batch(**inputs, objective=CandidateLoss(np.array(labels)))
+        if cache is not None:
+            self._open.enter_context(model.cached_prefix(Path(cache), lambda: [batch]))
+        self._loss = BatchLoss(model, batch)
         self._method = make(optimizer, model.arena, 0, {})
 
     def step(self) -> dict[str, float]:

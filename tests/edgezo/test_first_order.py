@@ -22,7 +22,7 @@ from edgezo_export.gradients.bundle import add_to_bundle
 from edgezo_export.gradients.reverse import gradient_graph
 from edgezo_export.shipped_graphs import shipped_folder
 from edgezo_export.signature import read_signature
-from edgezo_runtime.arena import Term
+from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import Batch, CandidateLoss, Objective, OptionLoss, TokenLoss
 from edgezo_runtime.bundle import Manifest, Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice
@@ -231,6 +231,26 @@ def test_rules_are_torchs_optimizers(kind: type[rules.Rule], disk: bool) -> None
         rule.update(parameter, weights.reshape(-1), gradient.reshape(-1), 0.1, state)
         state.idle()
     np.testing.assert_allclose(weights, theirs.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", rules.RULES.values())
+def test_threads_change_no_bit(kind: type[rules.Rule]) -> None:
+    parameter = Parameter("w", (300, 1001), "float32", "linear")
+    found = []
+    for threads in (1, 3):
+        arena = Arena([parameter], CpuDevice(threads))
+        generator, rule = np.random.default_rng(0), kind(arena)
+        weights = arena.views["w"].reshape(-1)
+        weights[:] = generator.standard_normal(parameter.size, np.float32)
+        sizes = rule.lengths(parameter).items()
+        state = State([parameter], {slot: [size] for slot, size in sizes}, False)
+        for _ in range(3):
+            gradient = generator.standard_normal(parameter.size, np.float32)
+            squares = rules.square_sum(gradient, arena)
+            rules.scale(weights, 0.9, arena)
+            rule.update(parameter, weights, gradient, 0.1, state)
+        found.append((squares, weights.tobytes(), [a.tobytes() for a in state.arrays.values()]))
+    assert found[0] == found[1]
 
 
 def train(bundle: Path, data: Path, out: Path, *flags: object) -> None:

@@ -234,7 +234,7 @@ class AdaLomo(Rule):
     ) -> None:
         squares = state.of("squares", parameter.name)
         shape = matrix_shape(parameter)
-        scale = max(1e-3, _rms(w))
+        scale = max(1e-3, self._rms(w))
         if shape is None:
             self._follow(squares, g * g)
             g /= np.sqrt(squares)
@@ -247,8 +247,11 @@ class AdaLomo(Rule):
             self._follow(columns, column_means)
             matrix /= np.sqrt(rows / rows.mean())[:, None]
             matrix /= np.sqrt(columns)
-        g *= np.float32(lr * scale / max(1.0, _rms(g)))
+        g *= np.float32(lr * scale / max(1.0, self._rms(g)))
         w -= g
+
+    def _rms(self, array: np.ndarray) -> float:
+        return float(np.sqrt(square_sum(array, self._workers) / array.size))
 
     def _follow(self, squares: np.ndarray, new: np.ndarray) -> None:
         squares *= np.float32(self._BETA)
@@ -272,10 +275,6 @@ def scale(array: np.ndarray, factor: float, workers: Workers) -> None:
         np.multiply(array[part], np.float32(factor), out=array[part])
 
     each_chunk(workers, 0, array.size, multiply)
-
-
-def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(square_sum(array) / array.size))
 
 
 RULES: Mapping[str, type[Rule]] = {
