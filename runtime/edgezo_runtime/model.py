@@ -17,6 +17,7 @@ from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.generation import GenerationSession
+from edgezo_runtime.options import OptionSession, Shared
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.session import Session
 from edgezo_runtime.text import TOKENIZER, Tokenizer
@@ -184,8 +185,14 @@ class Model:
         return self.bundle.manifest.context_length
 
     def forward(self, batch: BaseBatch) -> Outputs:
-        """Runs one forward pass over `batch` and returns the graph's outputs by name."""
+        """Runs one forward pass over `batch` and returns the graph's outputs by name.
+
+        Options that share much of a prompt read it once; of their outputs there is ``logprobs``.
+        """
         self.weights.settle()
+        shared = Shared.of(batch)
+        if shared is not None and self.options is not None:
+            return self.options.score(shared)
         return self._session.forward(batch)
 
     @functools.cached_property
@@ -195,6 +202,14 @@ class Model:
         It is opened when it is first asked for.
         """
         return GenerationSession(self.weights, self.device) if self.bundle.generates else None
+
+    @functools.cached_property
+    def options(self) -> OptionSession | None:
+        """What reads options after a prompt that they share; None if the bundle cannot.
+
+        It is opened when it is first asked for.
+        """
+        return OptionSession.over(self.weights, self.device, self.generation)
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
