@@ -21,6 +21,7 @@ from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.options import OptionSession, Shared
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.prefix_cache import PRECISIONS, open_cache
@@ -202,7 +203,7 @@ class Model:
         trained = self.weights.arena.views.keys()
         self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
         self._gradients: dict[bool, GradientSession] = {}
-        for opened in ("generation", "_tangents"):
+        for opened in ("generation", "options", "_tangents"):
             self.__dict__.pop(opened, None)
 
     def begin_at(self, start: Start) -> None:
@@ -230,8 +231,14 @@ class Model:
         return self.bundle.manifest.context_length
 
     def forward(self, batch: BaseBatch) -> Outputs:
-        """Runs one forward pass over `batch` and returns the graph's outputs by name."""
+        """Runs one forward pass over `batch` and returns the graph's outputs by name.
+
+        Options that share much of a prompt read it once; of their outputs there is ``logprobs``.
+        """
         self.weights.settle()
+        shared = Shared.of(batch)
+        if shared is not None and self.options is not None:
+            return self.options.score(shared)
         return self._session.forward(batch)
 
     @functools.cached_property
@@ -273,6 +280,7 @@ class Model:
         session = self._session
         identity = {
             "base": self.bundle.digest,
+            "start": self.weights.start.digest if self.weights.start else None,
             "prefix": hashlib.sha256(session.prefix()).hexdigest(),
             "onnxruntime": onnxruntime().__version__,
             "device": self.device.name,
@@ -285,6 +293,14 @@ class Model:
                 yield
             finally:
                 session.cache = None
+
+    @functools.cached_property
+    def options(self) -> OptionSession | None:
+        """What reads options after a prompt that they share; None if the bundle cannot.
+
+        It is opened when it is first asked for.
+        """
+        return OptionSession.over(self.weights, self.device, self.generation)
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""

@@ -16,6 +16,7 @@ from edgezo.data import eval_batches, rows_from
 from edgezo.tasks import Choice, make_task, task_from_settings
 from edgezo_runtime.batch import OptionLoss, TokenLoss
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.options import Shared
 from edgezo_runtime.text import Tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -69,6 +70,34 @@ def test_scores_are_those_of_transformers(tiny_bundle: Path, tiny_checkpoint: Pa
     assert isinstance(training.objective, TokenLoss)
     assert len(training.feeds()["input_ids"]) == len(ROWS)
     assert model.loss(training) == pytest.approx(-np.mean(told), rel=1e-4)
+
+
+def test_a_shared_prompt_is_read_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"prompt": words(i, 12 + i), "choices": [words(i + k, 1 + k) for k in range(4)], "label": 1}
+        for i in range(9)
+    ]
+    model = edgezo.load(tiny_bundle, threads=1)
+    task = make_task(None, rows_from(rows), model.tokenizer, model.context_length)
+    examples = task.encode_rows(rows_from(rows))
+    plain = edgezo.load(tiny_bundle, threads=1)
+    monkeypatch.setattr(plain, "options", None)
+    expected = edgezo.evaluate(plain, task, examples)
+    asked: list[Shared] = []
+    assert model.options is not None
+    score = model.options.score
+    monkeypatch.setattr(model.options, "score", lambda batch: asked.append(batch) or score(batch))
+    found = edgezo.evaluate(model, task, examples)
+    assert sum(len(shared.rows) for shared in asked) == 36
+    assert sum(len(shared.prompts) for shared in asked) == 9
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_array_equal(found.predictions, expected.predictions)
+    # What a step lowers against the other options is the same, and sees the weights move.
+    batch = task.collate(examples[:4])
+    for tuned in (model, plain):
+        edgezo.Tuner(tuned, lr=1e-2, seed=1).step(batch)
+    assert model.loss(batch) == pytest.approx(plain.loss(batch), rel=1e-4)
+    assert model.loss(batch) != pytest.approx(expected.loss, rel=1e-4)
 
 
 def test_labels_are_numbers_texts_or_lists(tokenizer: Tokenizer) -> None:

@@ -46,19 +46,21 @@ def test_features_are_the_last_hidden_states(tiny_bundle: Path, tiny_checkpoint:
     model = edgezo.load(tiny_bundle, threads=1)
     reference = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
     rows = rows_from(labelled(7))
-    for words in (
-        "negative=bad,positive=good",
-        "negative=bad story,positive=bad music",
-    ):  # words of one token, and of several
-        task = make_task("classify", rows, model.tokenizer, model.context_length, label_words=words)
+    # Words that differ at once, and after what they share, which is read with the prompt.
+    for words in ("negative=bad,positive=good", "negative=bad story,positive=bad music"):
+        task = make_task("classify", rows, model.tokenizer, model.context_length, None, words)
         examples = task.encode_rows(rows)
         found = features(model, task, examples, eval_batches(task, examples, 6))
-        for values, row in zip(found, rows, strict=True):
-            prompt = model.tokenizer.encode(f"Text: {row['text']}\nLabel:")
-            read = torch.tensor([prompt])
+        for values, example, row in zip(found, examples, rows, strict=True):
+            part = example.parts[0]
+            asked = len(part.tokens) - len(part.targets)
+            assert model.tokenizer.decode(part.tokens[: asked + 1].tolist()).startswith(
+                f"Text: {row['text']}\nLabel:"
+            )
             with torch.no_grad():
+                read = torch.from_numpy(part.tokens)[None]
                 states = reference(read, output_hidden_states=True).hidden_states[-1]
-            np.testing.assert_allclose(values, states[0, -1].numpy(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(values, states[0, asked].numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_probe_tells_labels_apart(tiny_bundle: Path) -> None:
