@@ -1,10 +1,11 @@
 """Sweeps, steps and memory on an NVIDIA card, beside PyTorch on the same weights.
 
-python benchmarks/cuda.py [--model smollm2] [--json] [--record]
+python benchmarks/cuda.py [--model smollm2] [--opt FOLDER ...] [--json] [--record]
 
 PyTorch runs the published MeZO loop, and once more with edgezo's own sweep over its parameters, so
 that what the runtime gains is seen apart from what the noise does. All take turns in one process;
-every figure is a median. PyTorch's model is the bundle itself, which is a Hugging Face checkpoint.
+every figure is a median. PyTorch's models have the same weights. Folders of `weightless.py` are
+filled with random weights; what two copies of leaves no room for runs without PyTorch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,24 +26,35 @@ from edgezo.bench.machine import commit, versions
 from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime.arena import Arena, Term
-from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.batch import Batch, TokenLoss
+from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.methods import make
-from edgezo_runtime.model import Model, load
+from edgezo_runtime.model import Model, Weights, load
 from edgezo_runtime.noise import Direction
+from edgezo_runtime.select import FULL
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
 SWEPT_BYTES = 1 << 31
 EPS = 1e-3
 SHAPES = ((16, 64), (1, 32))
+OPT_SHAPES = ((16, 128), (8, 512))
+LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
 
 
 @click.command()
 @click.option("--model", default="smollm2", show_default=True, help="Or a bundle's path.")
+@click.option(
+    "--opt",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="What weightless.py made.",
+)
 @click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as one line of JSON last.")
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/cuda.json.")
-def main(model: str, rounds: int, as_json: bool, keep: bool) -> None:
+def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure edgezo on the card."""
     card = open_device("cuda")
     torch: Any = importlib.import_module("torch")
@@ -52,10 +64,15 @@ def main(model: str, rounds: int, as_json: bool, keep: bool) -> None:
         "versions": versions("torch", "transformers", "cupy-cuda13x"),
         "commit": commit("benchmarks/results"),
     }
-    rows = [row | found for row in (*sweeps(card, rounds), *steps(bundle_for(model), rounds))]
-    for row in rows:
-        peer = "" if row["peer_value"] is None else f" (peer {row['peer_value']:g})"
-        click.echo(f"{row['figure']} {row['shape']}: {row['value']:g} {row['unit']}{peer}")
+    runs = [lambda: sweeps(card, rounds), lambda: classifying(bundle_for(model), rounds)]
+    runs += [lambda folder=folder: modelling(folder, rounds) for folder in folders]
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        for row in run():
+            rows.append(row | found)
+            peer = "" if row["peer_value"] is None else f" (peer {row['peer_value']:g})"
+            click.echo(f"{row['figure']} {row['shape']}: {row['value']:g} {row['unit']}{peer}")
+        card.xp.get_default_memory_pool().free_all_blocks()
     if keep:
         record("cuda", rows)
     if as_json:
@@ -83,85 +100,195 @@ def sweeps(card: Device, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def steps(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Returns the times of MeZO steps, of edgezo and of PyTorch, interleaved."""
+def classifying(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Returns the times of MeZO steps on one answer a row, float32."""
     model = load(folder, device="cuda")
-    peer = Peer(model)
+    transformers: Any = importlib.import_module("transformers")
+    peer = Peer(model, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
+    name = folder.name.removesuffix(".edgezo")
     rows = []
-    for batch_rows, tokens in SHAPES:
-        batch = random_batch(model.bundle, batch_rows, tokens)
-        peer.use(batch)
-        method = make("mezo", model.arena, 0, {})
-        tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
-
-        def loss(batch: Any = batch) -> float:
-            return model.loss(batch)
-
-        def step(tuning: Tuning = tuning, loss: Callable[[], float] = loss) -> object:
-            return tuning.step(loss, np.float32(0))
-
-        model.weights.settle()
-        runs = (loss, step, peer.loss, peer.step, peer.step_with_our_sweep)
-        for run in runs:
-            run()
-            run()
-        times: dict[int, list[float]] = {index: [] for index in range(len(runs))}
-        for _ in range(rounds):
-            for index, run in enumerate(runs):
-                model.device.xp.cuda.Device().synchronize()
-                began = time.perf_counter()
-                run()
-                model.device.xp.cuda.Device().synchronize()
-                times[index].append(1e3 * (time.perf_counter() - began))
-        forward, ours, theirs, published, mixed = (median(times[i]) for i in range(len(runs)))
-        shape = f"{batch_rows} x {tokens}, float32"
-        name = folder.name.removesuffix(".edgezo")
-        rows += [
-            _row(f"{name}_forward_ms", shape, forward, "ms", theirs),
-            _row(f"{name}_step_ms", shape, ours, "ms", published),
-            _row(f"{name}_step_ms_with_our_sweep", shape, ours, "ms", mixed),
-            _row(f"{name}_step_ratio", shape, ours / (2 * forward), "", published / (2 * theirs)),
-            _row(f"{name}_speedup", shape, published / ours, "x", None),
-            _row(f"{name}_speedup_with_our_sweep", shape, mixed / ours, "x", None),
-        ]
+    for shape in SHAPES:
+        batch = random_batch(model.bundle, *shape)
+        rows += compared(
+            f"{name}_", f"{shape[0]} x {shape[1]}, float32", model, batch, peer, rounds
+        )
     return rows
 
 
-class Peer:
-    """The same model in PyTorch, with the published loop."""
+def modelling(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Returns the times of MeZO steps on the loss of every token, float16, random weights."""
+    card = open_device("cuda")
+    bare = _used(card)
+    weights = Weights(open_bundle(folder), FULL, card)
+    fill(weights)
+    model = Model(weights)
+    name = folder.name.split(".graphs")[0]
+    free = card.xp.cuda.Device().mem_info[0]
+    large = free < 1.5 * weights.arena.nbytes
+    peer = None if large else Peer(model, opt_model(model))
+    rows: list[dict[str, Any]] = []
+    for shape in LARGE_SHAPES if large else OPT_SHAPES:
+        batch = token_batch(model, *shape)
+        text = f"{shape[0]} x {shape[1]}, float16"
+        if peer is None:
+            forward, step, ratio = alone(model, batch, rounds)
+            rows += [
+                _row(f"{name}_step_s", text, step / 1e3, "s", None),
+                _row(f"{name}_step_ratio", text, step / (2 * forward), "", None),
+                _row("memory_ratio", f"{name}, {text}", ratio, "", None),
+                _row(f"{name}_peak_gib", text, (_used(card) - bare) / 2**30, "GiB", None),
+            ]
+        else:
+            rows += compared(f"{name}_", text, model, batch, peer, rounds)
+    return rows
 
-    def __init__(self, model: Model) -> None:
+
+def fill(weights: Weights) -> None:
+    """Draws weights at random on the card: norms about one, the others about 0.02."""
+    card = weights.device
+    cupy = card.xp
+    generator = cupy.random.default_rng(0)
+    with card.stream:  # type: ignore[attr-defined]
+        for parameter in weights.arena.parameters:
+            view = weights.arena.views[parameter.name]
+            flat = view.reshape(-1)
+            for start in range(0, flat.size, 1 << 26):
+                piece = flat[start : start + (1 << 26)]
+                drawn = generator.standard_normal(piece.size, dtype=np.float32)
+                piece[...] = (0.02 * drawn + (parameter.kind == "norm" and view.ndim == 1)).astype(
+                    piece.dtype
+                )
+
+
+def opt_model(model: Model) -> Any:
+    """Returns PyTorch's OPT of the shapes of `model`; `Peer` gives it the weights."""
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
+    shapes = {p.name: p.shape for p in model.bundle.manifest.parameters}
+    vocabulary, hidden = shapes["model.decoder.embed_tokens.weight"]
+    layers = sum(name.endswith("fc1.weight") for name in shapes)
+    config = transformers.OPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        ffn_dim=4 * hidden,
+        max_position_embeddings=model.context_length,
+    )
+    with torch.device("cuda"):
+        return transformers.OPTForCausalLM(config).to(torch.float16)
+
+
+def token_batch(model: Model, rows: int, tokens: int) -> Batch:
+    """Returns random tokens, each of which is to be predicted from those before it."""
+    vocabulary = max(p.shape[0] for p in model.bundle.manifest.parameters if p.kind == "embedding")
+    ids = np.random.default_rng(0).integers(5, vocabulary, (rows, tokens))
+    places = np.arange(rows * tokens).reshape(rows, tokens)[:, :-1].ravel()
+    targets = ids[:, 1:].ravel()
+    return Batch(ids, np.ones_like(ids), places, targets, np.zeros(1, np.int64), TokenLoss(rows))
+
+
+def compared(
+    name: str, shape: str, model: Model, batch: Any, peer: Peer, rounds: int
+) -> list[dict[str, Any]]:
+    """Returns the times of forward passes and steps of edgezo and of PyTorch, interleaved."""
+    loss, step = _ours(model, batch)
+    peer.use(batch)
+    runs = (loss, step, peer.loss, peer.step, peer.step_with_our_sweep)
+    forward, ours, theirs, published, mixed = _interleaved(model, runs, rounds)
+    return [
+        _row(f"{name}forward_ms", shape, forward, "ms", theirs),
+        _row(f"{name}step_ms", shape, ours, "ms", published),
+        _row(f"{name}step_ms_with_our_sweep", shape, ours, "ms", mixed),
+        _row(f"{name}step_ratio", shape, ours / (2 * forward), "", published / (2 * theirs)),
+        _row(f"{name}speedup", shape, published / ours, "x", None),
+        _row(f"{name}speedup_with_our_sweep", shape, mixed / ours, "x", None),
+    ]
+
+
+def alone(model: Model, batch: Any, rounds: int) -> tuple[float, float, float]:
+    """Returns milliseconds of a forward pass and of a step, and their memory's ratio."""
+    loss, step = _ours(model, batch)
+    for _ in range(3):
+        loss()
+    inference = _used(model.device)
+    for _ in range(3):
+        step()
+    tuning = _used(model.device)
+    forward, ours = _interleaved(model, (loss, step), rounds)
+    return forward, ours, tuning / inference
+
+
+def _ours(model: Model, batch: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+    method = make("mezo", model.arena, 0, {})
+    tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
+
+    def loss() -> float:
+        return model.loss(batch)
+
+    return loss, lambda: tuning.step(loss, np.float32(0))
+
+
+def _interleaved(model: Model, runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Returns the median milliseconds of each of `runs`."""
+    card = model.device.xp.cuda.Device()
+    model.weights.settle()
+    for run in (*runs, *runs, *runs):
+        run()
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for index, run in enumerate(runs):
+            card.synchronize()
+            began = time.perf_counter()
+            run()
+            card.synchronize()
+            times[index].append(1e3 * (time.perf_counter() - began))
+    return [median(each) for each in times]
+
+
+class Peer:
+    """The same model in PyTorch, with the published loop.
+
+    Args:
+        model: whose weights it gets.
+        theirs: PyTorch's model of the same shapes.
+    """
+
+    def __init__(self, model: Model, theirs: Any) -> None:
         torch: Any = importlib.import_module("torch")
-        transformers: Any = importlib.import_module("transformers")
-        folder = model.bundle.folder
         self._torch = torch
-        causal = transformers.AutoModelForCausalLM
-        self._model = causal.from_pretrained(folder, dtype=torch.float32).cuda().eval()
+        self._model = theirs.cuda().eval()
         self._parameters = dict(self._model.named_parameters())
-        shapes = [Parameter(n, tuple(p.shape), "float32", "") for n, p in self._parameters.items()]
+        dtype = model.arena.parameters[0].dtype
+        shapes = [Parameter(n, tuple(p.shape), dtype, "") for n, p in self._parameters.items()]
         self._arena = Arena(shapes, model.device)
         for name, parameter in self._parameters.items():
-            view = torch.from_dlpack(self._arena.views[name])
-            view.copy_(parameter.data)
-            parameter.data = view
+            self._arena.views[name][...] = model.arena.views[name]
+            parameter.data = torch.from_dlpack(self._arena.views[name])
         self._number = 0
 
     def use(self, batch: Any) -> None:
         """Takes the batch that edgezo has."""
         torch = self._torch
-        names = ("input_ids", "attention_mask", "candidates")
-        self._ids, self._mask, self._candidates = (
+        names = ("input_ids", "attention_mask", "positions", "targets", "candidates")
+        self._ids, self._mask, self._positions, self._targets, self._candidates = (
             torch.from_numpy(getattr(batch, name)).cuda() for name in names
         )
-        self._labels = torch.from_numpy(np.asarray(batch.objective.labels)).cuda()
+        labels = getattr(batch.objective, "labels", None)
+        self._labels = None if labels is None else torch.from_numpy(np.asarray(labels)).cuda()
 
     def loss(self) -> float:
-        """Returns the batch's mean loss, from each row's last position."""
+        """Returns the batch's mean loss, from the answers' positions alone."""
         torch = self._torch
+        entropy = torch.nn.functional.cross_entropy
         with torch.inference_mode():
-            hidden = self._model.model(input_ids=self._ids, attention_mask=self._mask)[0]
-            logits = self._model.lm_head(hidden[:, -1])[:, self._candidates]
-            return torch.nn.functional.cross_entropy(logits.float(), self._labels).item()
+            body = getattr(self._model.model, "decoder", self._model.model)
+            hidden = body(input_ids=self._ids, attention_mask=self._mask)[0]
+            logits = self._model.lm_head(hidden.flatten(0, 1)[self._positions])
+            if self._labels is None:
+                return entropy(logits.float(), self._targets).item()
+            return entropy(logits[:, self._candidates].float(), self._labels).item()
 
     def step(self) -> None:
         """Takes the published step, but in place: `torch.normal` for each parameter, four times."""
@@ -195,6 +322,12 @@ class Peer:
         move(-2 * EPS)
         slope = (higher - self.loss()) / (2 * EPS)
         move(EPS - 0.0 * slope)
+
+
+def _used(card: Device) -> int:
+    """Returns the card's memory in use, in bytes; ONNX Runtime keeps what it once had."""
+    free, total = card.xp.cuda.Device().mem_info
+    return total - free
 
 
 def _card_time(card: Device, run: Callable[[], object], rounds: int) -> float:
