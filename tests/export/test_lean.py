@@ -193,7 +193,8 @@ def test_a_lean_graph_that_disagrees_is_left_out(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(bundle_of("opt").folder, folder)
-    assert add_lean(folder, VOCABULARY)
+    graph = GraphRunner(open_bundle(folder))
+    assert add_lean(folder, graph, VOCABULARY)
     assert open_bundle(folder).manifest == bundle_of("opt").manifest
 
     def save_other(folder: Path) -> bool:
@@ -205,7 +206,7 @@ def test_a_lean_graph_that_disagrees_is_left_out(
         return True
 
     monkeypatch.setattr(verify, "save_lean", save_other)
-    assert not add_lean(folder, VOCABULARY)
+    assert not add_lean(folder, graph, VOCABULARY)
     assert not (folder / LEAN).exists()
     assert LEAN not in open_bundle(folder).manifest.files
 
