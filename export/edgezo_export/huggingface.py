@@ -103,10 +103,11 @@ def checkpoint_to_bundle(
             _through_optimum(source, folder, model, kind, dtype, complete)
         else:
             _through_torch(source, folder, model, kind, complete)
-        verify_bundle(folder, model, half=dtype == "float16")
+        # No runner is left when the next one maps the weights for itself.
+        half = dtype == "float16"
+        add_lean(folder, verify_bundle(folder, model, half), model.config.vocab_size)
         if (folder / GENERATE).is_file():
             verify_generation(folder, model)
-        add_lean(folder, model.config.vocab_size)
     return out
 
 

@@ -52,16 +52,22 @@ class GraphRunner:
         weights: each parameter in storage dtype, read-only; no copy of any is in memory.
     """
 
-    def __init__(self, bundle: Bundle, graph: Path | bytes | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: Path | bytes | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Maps the weights; raises InputError if they do not fit the manifest.
 
         Args:
             bundle: whose weights.
             graph: to run instead of the bundle's.
+            weights: another runner's, where they are mapped already.
         """
         self.parameters = bundle.manifest.parameters
         self.form = bundle.manifest.form
-        self.weights = mapped_weights(bundle)
+        self.weights = mapped_weights(bundle) if weights is None else weights
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
@@ -201,7 +207,7 @@ def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
             )
 
 
-def verify_bundle(folder: Path, model: PreTrainedModel, half: bool = False) -> Parity:
+def verify_bundle(folder: Path, model: PreTrainedModel, half: bool = False) -> GraphRunner:
     """Checks the bundle in `folder` against `model`, a shell that it lends its weights.
 
     Args:
@@ -209,12 +215,15 @@ def verify_bundle(folder: Path, model: PreTrainedModel, half: bool = False) -> P
         model: a shell of the same model.
         half: as `check_parity` has it.
 
+    Returns:
+        What runs the graph, over the weights that `model` has now.
+
     Raises:
         EdgezoError: it computes something else.
         InputError: it is damaged, or has a weight that changes nothing.
     """
     runner = GraphRunner(open_bundle(folder))
     lend_weights(model, runner.weights)
-    parity = check_parity(runner, model, half)
+    check_parity(runner, model, half)
     check_mutations(runner, model.config.vocab_size)
-    return parity
+    return runner

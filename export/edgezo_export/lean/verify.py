@@ -23,7 +23,7 @@ from edgezo_runtime.files import sha256
 _SHAPES = ((3, 11), (2, 40))
 
 
-def add_lean(folder: Path, vocabulary: int) -> bool:
+def add_lean(folder: Path, graph: GraphRunner, vocabulary: int) -> bool:
     """Adds `lean.onnx` to the bundle in `folder`; returns whether it has one now.
 
     It has none where its graph has no attention to fuse, or the lean graph disagrees with it at two
@@ -31,6 +31,7 @@ def add_lean(folder: Path, vocabulary: int) -> bool:
 
     Args:
         folder: a bundle's.
+        graph: runs its graph.
         vocabulary: number of its tokens.
 
     Raises:
@@ -38,8 +39,8 @@ def add_lean(folder: Path, vocabulary: int) -> bool:
     """
     bundle = open_bundle(folder)
     if made := save_lean(folder):
-        lean = GraphRunner(bundle, folder / LEAN)
-        if made := agree(GraphRunner(bundle, bundle.graph), lean, vocabulary):
+        lean = GraphRunner(bundle, folder / LEAN, graph.weights)
+        if made := agree(graph, lean, vocabulary):
             check_mutations(lean, vocabulary)
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != LEAN}
     if made:
