@@ -27,7 +27,7 @@ from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import Batch, TokenLoss
-from edgezo_runtime.bundle import Parameter, open_bundle
+from edgezo_runtime.bundle import Bundle, Manifest, Parameter
 from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, Weights, load
@@ -103,8 +103,11 @@ def sweeps(card: Device, rounds: int) -> list[dict[str, Any]]:
 def classifying(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Returns the times of MeZO steps on one answer a row, float32."""
     model = load(folder, device="cuda")
+    torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
-    peer = Peer(model, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
+    peer = Peer(
+        model, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    )
     name = folder.name.removesuffix(".edgezo")
     rows = []
     for shape in SHAPES:
@@ -119,7 +122,9 @@ def modelling(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Returns the times of MeZO steps on the loss of every token, float16, random weights."""
     card = open_device("cuda")
     bare = _used(card)
-    weights = Weights(open_bundle(folder), FULL, card)
+    path = folder / "edgezo.json"
+    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), path)
+    weights = Weights(Bundle(folder, manifest), FULL, card)
     fill(weights)
     model = Model(weights)
     name = folder.name.split(".graphs")[0]
