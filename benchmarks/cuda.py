@@ -61,7 +61,7 @@ def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep
     found = {
         "card": torch.cuda.get_device_name(0),
         "driver": _driver(card),
-        "versions": versions("torch", "transformers", "cupy-cuda13x"),
+        "versions": versions("onnxruntime-gpu", "torch", "transformers", "cupy-cuda13x"),
         "commit": commit("benchmarks/results"),
     }
     runs = [lambda: sweeps(card, rounds), lambda: classifying(bundle_for(model), rounds)]
