@@ -14,6 +14,9 @@ class Callback:
     def on_replay(self, done: int, total: int) -> None:
         """Called while a resumed run rebuilds its weights."""
 
+    def on_start(self, rows: int) -> None:
+        """Called before the label words are fitted on the features of so many rows."""
+
     def on_prefix_cache(self, path: Path, size: int) -> None:
         """Called before the frozen layers' outputs are computed and written, `size` bytes."""
 

@@ -28,7 +28,7 @@ class Recipe:
 
 #: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
 _RECIPES: Mapping[str, Recipe] = {
-    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=7e-3, steps=300, start="auto"),
+    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=5e-3, steps=300, start="auto"),
     SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300),
     FULL: Recipe(eps=1e-3, lr=2e-5),
     "lora": Recipe(eps=1e-2, lr=1e-3),

@@ -87,7 +87,7 @@ def train(
     data = prepare(model, settings)
     callback = callback or Callback()
     check_prefix(model, data, settings)
-    head = head_start(model, data, settings)
+    head = head_start(model, data, settings, callback)
     resolved = settings.to_dict() | {"start": PROBE if head else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -140,10 +140,14 @@ def check_method(settings: RunSettings) -> None:
         )
 
 
-def head_start(model: Model, data: TrainingData, settings: RunSettings) -> HeadStart | None:
+def head_start(
+    model: Model, data: TrainingData, settings: RunSettings, callback: Callback | None = None
+) -> HeadStart | None:
     """Gives the label words' rows the values that a regression finds, if the settings say so."""
     if settings.start == BASE or (settings.start == AUTO and not can_start(model, data.task)):
         return None
+    if callback:
+        callback.on_start(len(data.train))
     head = fit_head(model, data.task, data.train, settings.rows)
     model.begin_at(head.start)
     return head

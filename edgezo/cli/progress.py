@@ -89,6 +89,9 @@ class RunProgress(Callback):
         if self._bar:
             self._bar.update(self._task, completed=done, status="replaying the journal")
 
+    def on_start(self, rows: int) -> None:
+        self._print(f"fitting the label words on the features of {rows} rows")
+
     def on_prefix_cache(self, path: Path, size: int) -> None:
         self._print(f"writing the frozen layers' outputs to {path}, {size / 1e6:.1f} MB")
 

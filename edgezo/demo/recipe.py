@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from edgezo.settings import RunSettings
+from edgezo.settings import AUTO, RunSettings
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.select import FULL, UPPER, blocks
 
@@ -25,7 +25,8 @@ PROMPTS = (
     "Request: {text} Topic:",
     "{text}\nIn one word:",
 )
-STEPS = 28
+EXAMPLES = 1000
+STEPS = 12
 
 
 def data_file(name: str) -> Path:
@@ -40,6 +41,7 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
     return RunSettings(
         bundle=str(bundle),
         data=str(data_file("train.jsonl")),
+        examples=EXAMPLES,
         eval_data=str(data_file("test.jsonl")),
         out=str(out),
         task="classify",
@@ -47,10 +49,10 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         label_words=LABEL_WORDS,
         tune=UPPER if blocks(open_bundle(bundle).manifest.parameters) else FULL,
         steps=steps,
-        method="es",
+        start=AUTO,
+        method="fzoo",
         samples=16,
-        batch_size=12,
-        lr=1.5e-3,
+        lr=5e-3,
         schedule="linear",
         eps=1.6e-3,
         eval_every=max(steps // 2, 1),

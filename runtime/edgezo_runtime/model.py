@@ -201,6 +201,7 @@ class Model:
     def bind(self) -> None:
         """Opens the sessions over the weights, again where arrays of them were replaced."""
         trained = self.weights.arena.views.keys()
+        self.__dict__.pop("_session", None)  # two at once would take memory for both
         self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
         self._gradients: dict[bool, GradientSession] = {}
         for opened in ("generation", "options", "_tangents"):

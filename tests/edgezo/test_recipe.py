@@ -54,10 +54,10 @@ def test_patterns_and_scales_among_what_is_tuned() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, UPPER | {"lr": 7e-3, "eps": 1.6e-3}),
+        ({}, UPPER | {"lr": 5e-3, "eps": 1.6e-3}),
         ({"lr": 0.1, "steps": 7, "samples": 2}, UPPER | {"lr": 0.1, "steps": 7, "samples": 2}),
         ({"lr": "auto"}, UPPER | {"lr": "auto"}),
-        ({"tune": "*.mlp.*"}, UPPER | {"tune": "*.mlp.*", "lr": 7e-3}),
+        ({"tune": "*.mlp.*"}, UPPER | {"tune": "*.mlp.*", "lr": 5e-3}),
         ({"tune": "full", "eps": 0.1}, {"method": "mezo", "tune": "full", "eps": 0.1}),
         (
             {"method": "fzoo"},
@@ -80,12 +80,13 @@ def test_a_run_keeps_what_the_recipe_chose(tiny_bundle: Path, data: Path, tmp_pa
     done = called(*asked, tmp_path / "a")
     assert done.status == 0, done.err
     (told,) = [line for line in done.err.splitlines() if "recipe" in line]
-    chosen = "method fzoo, samples 16, eps 0.0016, lr 0.007, tune upper, steps 2"
+    chosen = "method fzoo, samples 16, eps 0.0016, lr 0.005, tune upper, steps 2, start auto"
     assert told.endswith(chosen)
     settings = yaml.safe_load((tmp_path / "a" / "settings.yaml").read_text())
-    assert settings.items() >= (UPPER | {"lr": 7e-3, "eps": 1.6e-3, "steps": 2}).items()
+    assert settings.items() >= (UPPER | {"lr": 5e-3, "eps": 1.6e-3, "steps": 2}).items()
     # The same, named.
-    named = ("--method", "fzoo", "--samples", 16, "--eps", 1.6e-3, "--lr", 7e-3, "--tune", "upper")
+    named = ("--method", "fzoo", "--samples", 16, "--eps", 1.6e-3, "--lr", 5e-3, "--tune", "upper")
+    named = (*named, "--start", "auto")
     same = called(*asked, tmp_path / "b", *named)
     assert same.status == 0 and "recipe" not in same.err
     journals = [(tmp_path / name / "journal.ezj").read_bytes() for name in "ab"]
@@ -95,7 +96,7 @@ def test_a_run_keeps_what_the_recipe_chose(tiny_bundle: Path, data: Path, tmp_pa
 def test_a_tuner_without_a_method(tiny_bundle: Path) -> None:
     upper = edgezo.Tuner(edgezo.load(tiny_bundle, tune="upper", threads=1))
     settings = upper.header["settings"]
-    assert (upper.header["method"], upper.header["lr"]["lr"]) == ("fzoo", 7e-3)
+    assert (upper.header["method"], upper.header["lr"]["lr"]) == ("fzoo", 5e-3)
     assert (settings["samples"], settings["eps"]) == (16, 1.6e-3)
     model = edgezo.load(tiny_bundle, tune="upper", threads=1)
     named = edgezo.Tuner(model, method="fzoo")
