@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, Weights, load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.select import FULL
+from edgezo_runtime.text import TOKENIZER
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
 SWEPT_BYTES = 1 << 31
@@ -56,6 +59,9 @@ LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/cuda.json.")
 def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure edgezo on the card."""
+    here = Path(__file__).resolve().parent
+    # CuPy imports a package that is called as this file is.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     card = open_device("cuda")
     torch: Any = importlib.import_module("torch")
     found = {
@@ -65,7 +71,10 @@ def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep
         "commit": commit("benchmarks/results"),
     }
     runs = [lambda: sweeps(card, rounds), lambda: classifying(bundle_for(model), rounds)]
-    runs += [lambda folder=folder: modelling(folder, rounds) for folder in folders]
+    for folder in folders:
+        if not (folder / TOKENIZER).exists():  # nothing is read with it, but a model has one
+            shutil.copyfile(bundle_for(model) / TOKENIZER, folder / TOKENIZER)
+        runs.append(lambda folder=folder: modelling(folder, rounds))
     rows: list[dict[str, Any]] = []
     for run in runs:
         for row in run():
@@ -238,12 +247,12 @@ def _ours(model: Model, batch: Any) -> tuple[Callable[[], object], Callable[[], 
 def _interleaved(model: Model, runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Returns the median milliseconds of each of `runs`."""
     card = model.device.xp.cuda.Device()
-    model.weights.settle()
     for run in (*runs, *runs, *runs):
         run()
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for index, run in enumerate(runs):
+            model.weights.settle()  # the way back from a step is not a forward pass's
             card.synchronize()
             began = time.perf_counter()
             run()
@@ -296,7 +305,7 @@ class Peer:
             return entropy(logits[:, self._candidates].float(), self._labels).item()
 
     def step(self) -> None:
-        """Takes the published step, but in place: `torch.normal` for each parameter, four times."""
+        """Takes the published step: `torch.normal` for each parameter, four times, out of place."""
         torch = self._torch
         self._number += 1
 
@@ -305,7 +314,7 @@ class Peer:
             for parameter in self._parameters.values():
                 data = parameter.data
                 z = torch.normal(0, 1, data.size(), device=data.device, dtype=data.dtype)
-                data.add_(z, alpha=scale)
+                parameter.data = data + scale * z
 
         move(EPS)
         higher = self.loss()
