@@ -33,7 +33,7 @@ from edgezo_runtime.features import reveal
 from edgezo_runtime.model import Model
 from edgezo_runtime.start import Start
 
-_DECAYS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of features whose mean square is 1
+_DECAYS = (3e-3, 1e-2, 3e-2, 1e-1)  # of features whose mean square is 1
 _FOLDS = 4
 LOGITS = "candidate_logits"
 

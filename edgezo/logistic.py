@@ -11,6 +11,7 @@ import numpy as np
 _REMEMBERED = 10
 _ITERATIONS = 300
 _PRECISION = 1e-6  # of the gradient's largest entry
+_ENOUGH = 1e-4  # likewise, where steps go on from there
 _DECREASE = 1e-4  # of the loss along a step, as a part of what the slope promises
 
 #: A point's loss and gradient.
@@ -92,15 +93,15 @@ def fit_from(
         gradient = slope.T @ features / len(rows) + decay * change
         return float(-found[rows, labels].mean() + decay / 2 * (point @ point)), gradient.ravel()
 
-    return start + _minimised(valued, np.zeros(start.size)).reshape(start.shape)
+    return start + _minimised(valued, np.zeros(start.size), _ENOUGH).reshape(start.shape)
 
 
-def _minimised(valued: Valued, point: np.ndarray) -> np.ndarray:
+def _minimised(valued: Valued, point: np.ndarray, precision: float = _PRECISION) -> np.ndarray:
     """Returns where a convex function is least."""
     past: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=_REMEMBERED)
     loss, gradient = valued(point)
     for _ in range(_ITERATIONS):
-        if np.abs(gradient).max() < _PRECISION:
+        if np.abs(gradient).max() < precision:
             break
         direction = -_times_inverse(gradient, past)
         slope = float(gradient @ direction)
