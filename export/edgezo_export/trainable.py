@@ -137,7 +137,8 @@ def _reached(outputs: Iterable[ir.Value]) -> set[ir.Value]:
             index = value.index() or 0
             for graph in _subgraphs(node):
                 # Only an If's outputs are its branches' outputs one by one.
-                waiting += [graph.outputs[index]] if node.op_type == "If" else list(graph.outputs)
+                own = slice(index, index + 1) if node.op_type == "If" else slice(None)
+                waiting += list(graph.outputs)[own]
             if node.op_type == "If":
                 continue  # its own input is a condition
         arguments = _arguments(node)

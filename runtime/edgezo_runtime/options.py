@@ -55,6 +55,8 @@ class Shared:
         if batch.decoder_input_ids is not None:
             return None
         ids, count = batch.input_ids, batch.objective.choices
+        if count.sum() != len(ids):  # options that stand in one sequence
+            return None
         length = ids.shape[1]
         option, place = np.divmod(batch.positions, length)
         first = np.full(len(ids), length)

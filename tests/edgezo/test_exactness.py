@@ -245,6 +245,7 @@ def test_a_second_writer_is_refused(
             "data": str(data / "train.jsonl"),
             "eval_data": str(data / "dev.jsonl"),
             "out": str(out),
+            "method": "mezo",
             "steps": STEPS,
             "threads": 1,
             "batch_size": 4,

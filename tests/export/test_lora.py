@@ -178,5 +178,5 @@ def test_a_weight_with_another_use_is_left_alone() -> None:
         g (float[n, 5] x, float[5, 5] W) => (float[n, 5] y)
         { h = MatMul(x, W) s = ReduceSum<keepdims=0>(W) y = Mul(h, s) }"""
     )
-    with pytest.raises(InputError, match="matches no linear layer"):
+    with pytest.raises(InputError, match="has no linear layer for LoRA"):
         add_lora(model, [Parameter("W", (5, 5), "float32", "linear")], target=["W"])

@@ -35,12 +35,13 @@ def add_lean(folder: Path, graph: GraphRunner, vocabulary: int) -> bool:
         vocabulary: number of its tokens.
 
     Raises:
-        InputError: a weight does not change the lean graph's outputs.
+        InputError: a float32 weight does not change the lean graph's outputs.
     """
     bundle = open_bundle(folder)
     if made := save_lean(folder):
         lean = GraphRunner(bundle, folder / LEAN, graph.weights)
-        if made := agree(graph, lean, vocabulary):
+        # In float16 attention rounds away what a key's bias leaves to be seen.
+        if (made := agree(graph, lean, vocabulary)) and not _half(graph):
             check_mutations(lean, vocabulary)
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != LEAN}
     if made:
@@ -53,7 +54,7 @@ def add_lean(folder: Path, graph: GraphRunner, vocabulary: int) -> bool:
 
 def agree(graph: GraphRunner, lean: GraphRunner, vocabulary: int) -> bool:
     """Whether both give the same outputs, within what their dtype rounds, on padded texts."""
-    half = any(p.dtype == "float16" for p in graph.parameters)
+    half = _half(graph)
     absolute = HALF_TOLERANCE if half else TOLERANCE
     relative = HALF_RELATIVE_TOLERANCE if half else RELATIVE_TOLERANCE
     for batch, length in _SHAPES:
@@ -63,3 +64,7 @@ def agree(graph: GraphRunner, lean: GraphRunner, vocabulary: int) -> bool:
             if not np.abs(ours - theirs).max() <= allowed:  # a NaN is not
                 return False
     return True
+
+
+def _half(graph: GraphRunner) -> bool:
+    return any(p.dtype == "float16" for p in graph.parameters)
