@@ -105,13 +105,15 @@ def features(
     output = str(model.bundle.manifest.task["output"]) if isinstance(task, Arrays) else _LOGITS
     revealed = reveal(model.bundle, output)
     weights = model.weights.arrays()
-    session = Session(revealed.bundle, weights, weights.keys(), model.device)
     found: Any = [None] * len(examples)
-    for indices, batch in batches:
-        values = session.forward(batch)[revealed.output]
-        places = np.cumsum([0, *(_answers(examples[i]) for i in indices)])[:-1]
-        for index, place in zip(indices, places, strict=True):
-            found[index] = values[place].ravel()
+    with model.unbound():
+        session = Session(revealed.bundle, weights, weights.keys(), model.device)
+        for indices, batch in batches:
+            values = session.forward(batch)[revealed.output]
+            places = np.cumsum([0, *(_answers(examples[i]) for i in indices)])[:-1]
+            for index, place in zip(indices, places, strict=True):
+                found[index] = np.array(values[place].ravel())  # its own: `values` goes
+        del session
     return np.stack(found)
 
 

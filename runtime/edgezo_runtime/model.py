@@ -207,10 +207,19 @@ class Model:
         for opened in ("generation", "options", "_tangents"):
             self.__dict__.pop(opened, None)
 
+    @contextlib.contextmanager
+    def unbound(self) -> Iterator[None]:
+        """Closes the sessions for as long as another one over the weights needs their memory."""
+        del self._session
+        try:
+            yield
+        finally:
+            self.bind()
+
     def begin_at(self, start: Start) -> None:
         """Puts fitted rows into one matrix; see `Weights.begin_at`."""
-        self.weights.begin_at(start)
-        self.bind()
+        with self.unbound():  # a session would keep the matrix that is replaced
+            self.weights.begin_at(start)
 
     @property
     def arena(self) -> Arena:
