@@ -52,6 +52,7 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         start=AUTO,
         method="fzoo",
         samples=16,
+        batch_size=12,
         lr=5e-3,
         schedule="linear",
         eps=1.6e-3,
