@@ -66,7 +66,7 @@ def _table_rows(story: Story) -> list[tuple[str, str, str]]:
             f"{fields['peak_rss_mb']:.0f} MB (tuning), {story.memory_ratio:.2f} x",
         ),
         ("time", "", f"{story.seconds:.0f} s"),
-        ("journal", "", f"{fields['journal_bytes']} bytes rebuild the tuned model"),
+        ("journal", "", f"{_rebuilding(story)} rebuild the tuned model"),
     ]
 
 
@@ -87,3 +87,12 @@ def _print_table(story: Story) -> None:
         mark = "right" if prediction.after == prediction.truth else "WRONG"
         click.echo(f"  {prediction.text}")
         click.echo(f"    {prediction.before} -> {prediction.after} ({mark})")
+
+
+def _rebuilding(story: Story) -> str:
+    """Returns the size of what a replay needs besides the base."""
+    size = f"{story.run.journal.stat().st_size} bytes"
+    start = story.run.path / FILE
+    return (
+        f"{size}, {start.stat().st_size / 1e3:.0f} kB of fitted rows," if start.exists() else size
+    )
