@@ -12,6 +12,7 @@ from edgezo.cli.progress import RunProgress
 from edgezo.demo import recipe
 from edgezo.demo.story import Story, tell
 from edgezo.report import Comparison, write_report
+from edgezo_runtime.start import FILE
 
 
 @subcommand("edgezo demo --steps 100 --out runs/demo")
