@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_folders import shared
 from tiny_families import write_checkpoint
 
 
@@ -35,12 +36,10 @@ def family_bundle(
     """Returns the folder of a tiny bundle by its name in `tiny_families.FAMILIES`."""
     from edgezo_export.huggingface import checkpoint_to_bundle
 
-    made: dict[str, Path] = {}
-
     def folder(name: str) -> Path:
-        if name not in made:
-            out = tmp_path_factory.mktemp("bundles") / f"{name}.edgezo"
-            made[name] = checkpoint_to_bundle(family_checkpoint(name), out)
-        return made[name]
+        def make(out: Path) -> None:
+            checkpoint_to_bundle(family_checkpoint(name), out)
+
+        return shared(tmp_path_factory, f"family-{name}.edgezo", make)
 
     return folder

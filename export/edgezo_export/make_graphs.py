@@ -6,7 +6,7 @@ The same versions of torch, transformers and onnxscript give the same bytes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,14 @@ def export_config(config: Mapping[str, Any]) -> ir.Model:
     return export_text_graph(described_model(config))
 
 
-def make_graphs(folder: Path, out: Path) -> list[Path]:
+def make_graphs(
+    folder: Path, out: Path, names: Sequence[str] = (GRAPH, GENERATE, LEAN)
+) -> list[Path]:
     """Exports the graphs of the `config.json` in `folder` to the folder `out`; returns them."""
     model = described_model(read_config(folder))
     save_graph(export_text_graph(model), out / GRAPH)
-    save_graph(export_generate_graph(model), out / GENERATE)
+    if GENERATE in names:
+        save_graph(export_generate_graph(model), out / GENERATE)
     save_lean(out)
     return [out / name for name in (GRAPH, GENERATE, LEAN) if (out / name).is_file()]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from edgezo_runs import labelled, succeed, train_words, words, write_rows
 from helpers_text import write_tokenizer
+from shared_folders import shared
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +45,10 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """The tiny model as a bundle."""
     from edgezo_export.huggingface import checkpoint_to_bundle
 
-    out = tmp_path_factory.mktemp("bundles") / "tiny.edgezo"
-    return checkpoint_to_bundle(tiny_checkpoint, out)
+    def make(out: Path) -> None:
+        checkpoint_to_bundle(tiny_checkpoint, out)
+
+    return shared(tmp_path_factory, "tiny.edgezo", make)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_folders import shared
 from tiny_checkpoints import tiny_model
 
 from edgezo_export.huggingface import checkpoint_to_bundle
@@ -30,12 +31,11 @@ def bundle_folder(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Returns the folder of a tiny bundle by the model's name, exported once."""
-    made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in made:
-            out = tmp_path_factory.mktemp("bundles") / f"{name}.edgezo"
-            made[name] = checkpoint_to_bundle(checkpoint(name), out, task={"name": "classify"})
-        return made[name]
+        def make(out: Path) -> None:
+            checkpoint_to_bundle(checkpoint(name), out, task={"name": "classify"})
+
+        return shared(tmp_path_factory, f"{name}.edgezo", make)
 
     return folder
