@@ -32,11 +32,12 @@ from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, Manifest, Parameter
 from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.methods import make
-from edgezo_runtime.model import Model, Weights, load
+from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.select import FULL
 from edgezo_runtime.text import TOKENIZER
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+from edgezo_runtime.weights import Weights
 
 SWEPT_BYTES = 1 << 31
 EPS = 1e-3

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgezo.data.batches import eval_batches
-from edgezo.linear_probe import features
-from edgezo.logistic import fit_from
+from edgezo.linear_probe import LOGITS, features
+from edgezo.logistic import fit_from, log_softmax
 from edgezo.tasks import BaseTask
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.label_task import LabelTask
@@ -35,7 +35,6 @@ from edgezo_runtime.start import Start
 
 _DECAYS = (3e-3, 1e-2, 3e-2, 1e-1)  # of features whose mean square is 1
 _FOLDS = 4
-LOGITS = "candidate_logits"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def fit_head(
     """Fits the rows of the label words; the model is not changed.
 
     Where the matrix embeds the text as well, texts with these words read other embeddings
-    afterwards; so features are taken and rows are fitted a second time.
+    afterwards, which the fit does not know of.
 
     Args:
         model: untuned.
@@ -108,15 +107,8 @@ def _held_out_loss(
     for out in (fold == number for number in range(_FOLDS)):
         if out.any() and not out.all():
             scores = inputs[out] @ fit_from(inputs[~out], labels[~out], begun, decay).T
-            total += cross_entropy(scores, labels[out])
+            total -= log_softmax(scores)[np.arange(len(scores)), labels[out]].sum()
     return total
-
-
-def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the summed cross-entropy of `scores` (rows, classes)."""
-    most = scores.max(axis=1)
-    logs = np.log(np.exp(scores - most[:, None]).sum(axis=1)) + most
-    return float((logs - scores[np.arange(len(labels)), labels]).sum())
 
 
 def _matrix(model: Model) -> str | None:

@@ -22,7 +22,7 @@ from edgezo_runtime.session import Session
 
 _DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_BACK = 5  # one row in so many chooses the decay
-_LOGITS = "candidate_logits"
+LOGITS = "candidate_logits"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def features(
         examples: in the order of the result.
         batches: all of them, with their indices.
     """
-    output = str(model.bundle.manifest.task["output"]) if isinstance(task, Arrays) else _LOGITS
+    output = str(model.bundle.manifest.task["output"]) if isinstance(task, Arrays) else LOGITS
     revealed = reveal(model.bundle, output)
     weights = model.weights.arrays()
     found: Any = [None] * len(examples)

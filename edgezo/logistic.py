@@ -11,7 +11,7 @@ import numpy as np
 _REMEMBERED = 10
 _ITERATIONS = 300
 _PRECISION = 1e-6  # of the gradient's largest entry
-_ENOUGH = 1e-4  # likewise, where steps go on from there
+_ENOUGH = 1e-4  # likewise, where a run goes on from there
 _DECREASE = 1e-4  # of the loss along a step, as a part of what the slope promises
 
 #: A point's loss and gradient.
@@ -35,7 +35,7 @@ class Logistic:
     def log_chances(self, features: np.ndarray) -> np.ndarray:
         """Returns the log-probability of each class, (rows, classes) float64."""
         scaled = (features - self.mean) / self.deviation
-        return _log_softmax(_with_constant(scaled) @ self.weights)
+        return log_softmax(_with_constant(scaled) @ self.weights)
 
 
 def fit(features: np.ndarray, labels: np.ndarray, classes: int, decay: float) -> Logistic:
@@ -55,22 +55,16 @@ def fit(features: np.ndarray, labels: np.ndarray, classes: int, decay: float) ->
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     deviation[deviation == 0] = 1
     inputs = _with_constant((features - mean) / deviation)
-    rows = np.arange(len(labels))
-
-    def valued(point: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = point.reshape(inputs.shape[1], classes)
-        found = _log_softmax(inputs @ weights)
-        slope = np.exp(found)
-        slope[rows, labels] -= 1
-        gradient = inputs.T @ slope / len(rows) + decay * weights
-        return float(-found[rows, labels].mean() + decay / 2 * (point @ point)), gradient.ravel()
-
-    found = _minimised(valued, np.zeros(inputs.shape[1] * classes))
-    return Logistic(mean, deviation, found.reshape(-1, classes))
+    begun = np.zeros((classes, inputs.shape[1]))
+    return Logistic(mean, deviation, fit_from(inputs, labels, begun, decay, _PRECISION).T)
 
 
 def fit_from(
-    features: np.ndarray, labels: np.ndarray, start: np.ndarray, decay: float
+    features: np.ndarray,
+    labels: np.ndarray,
+    start: np.ndarray,
+    decay: float,
+    precision: float = _ENOUGH,
 ) -> np.ndarray:
     r"""Minimises the mean cross-entropy :math:`+ \frac{\lambda}{2} \|W - W_0\|^2`.
 
@@ -79,6 +73,7 @@ def fit_from(
         labels: class of each row, (rows,) int64.
         start: W_0, (classes, features) float64.
         decay: lambda, above 0.
+        precision: of the gradient's largest entry.
 
     Returns:
         W, (classes, features).
@@ -87,16 +82,16 @@ def fit_from(
 
     def valued(point: np.ndarray) -> tuple[float, np.ndarray]:
         change = point.reshape(start.shape)
-        found = _log_softmax(features @ (start + change).T)
+        found = log_softmax(features @ (start + change).T)
         slope = np.exp(found)
         slope[rows, labels] -= 1
         gradient = slope.T @ features / len(rows) + decay * change
         return float(-found[rows, labels].mean() + decay / 2 * (point @ point)), gradient.ravel()
 
-    return start + _minimised(valued, np.zeros(start.size), _ENOUGH).reshape(start.shape)
+    return start + _minimised(valued, np.zeros(start.size), precision).reshape(start.shape)
 
 
-def _minimised(valued: Valued, point: np.ndarray, precision: float = _PRECISION) -> np.ndarray:
+def _minimised(valued: Valued, point: np.ndarray, precision: float) -> np.ndarray:
     """Returns where a convex function is least."""
     past: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=_REMEMBERED)
     loss, gradient = valued(point)
@@ -140,6 +135,7 @@ def _with_constant(features: np.ndarray) -> np.ndarray:
     return np.hstack([features, np.ones((len(features), 1))])
 
 
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Returns the log-probability of each class, (rows, classes)."""
     scores = scores - scores.max(axis=1, keepdims=True)
     return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))

@@ -14,8 +14,8 @@ from edgezo_runtime.bundle import WEIGHTS, write_manifest
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write
-from edgezo_runtime.model import Weights
 from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header
+from edgezo_runtime.weights import Weights
 
 
 @dataclass(frozen=True)

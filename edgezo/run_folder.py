@@ -18,7 +18,7 @@ from edgezo_runtime import journal, peft, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
-from edgezo_runtime.model import Weights
+from edgezo_runtime.weights import Weights
 
 SETTINGS = "settings.yaml"
 METRICS = "metrics.jsonl"

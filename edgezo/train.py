@@ -97,10 +97,8 @@ def train(
         resolved["eval_data"] = str(Path(settings.eval_data).resolve())
     if settings.prompt and not is_name(settings.prompt):
         resolved["prompt"] = str(Path(settings.prompt).resolve())
-    if settings.prefix_cache is None:
-        tuner = _tuner(model, settings, data, resolved)
-        return _loop(tuner, RunFolder(settings.out), settings, data, callback, head)
-    run = RunFolder.create(settings.out)
+    # A cache is written there first; otherwise bad settings leave no folder behind.
+    run = RunFolder.create(settings.out) if settings.prefix_cache else RunFolder(settings.out)
     with cached_prefix(model, run, data, settings, callback):
         tuner = _tuner(model, settings, data, resolved)
         return _loop(tuner, run, settings, data, callback, head)

@@ -15,11 +15,12 @@ from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.methods import make
-from edgezo_runtime.model import FULL, Weights
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.select import FULL
 from edgezo_runtime.session import Session
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+from edgezo_runtime.weights import Weights
 
 _METHOD = "mezo"
 _LR = np.float32(1e-7)  # the loss must stay where it is, however many steps are timed

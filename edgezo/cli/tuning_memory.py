@@ -8,7 +8,7 @@ from typing import Any
 from edgezo.cli.common import megabytes
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.bundle import Parameter
-from edgezo_runtime.model import FULL, select
+from edgezo_runtime.select import FULL, select
 
 _POOL_BYTES = noise.POOL_SIZE * 4
 

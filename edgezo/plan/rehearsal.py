@@ -31,8 +31,9 @@ from edgezo_runtime.memory import peak_bytes
 from edgezo_runtime.methods import AnyMethod, make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.hift import Hift
-from edgezo_runtime.model import Model, Weights
+from edgezo_runtime.model import Model
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.weights import Weights
 
 _RATE = np.float32(0)
 _SAMPLE = 1 << 22  # weights that a method's own work is timed on

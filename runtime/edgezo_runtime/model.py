@@ -1,21 +1,17 @@
-"""A model ready to run and to tune: its weights in memory, its session, its tokenizer."""
+"""A model ready to run and to tune: its weights, the sessions over them, its tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
-from edgezo_runtime.bundle import QUANTIZED, WEIGHTS, Bundle, Parameter, open_bundle
-from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
@@ -25,157 +21,11 @@ from edgezo_runtime.options import OptionSession, Shared
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.prefix_cache import PRECISIONS, open_cache
-from edgezo_runtime.select import FULL, resolve, select
+from edgezo_runtime.select import FULL
 from edgezo_runtime.session import Session
 from edgezo_runtime.start import Start
 from edgezo_runtime.text import TOKENIZER, Tokenizer
-
-_CHUNK = 1 << 20  # elements checked at once
-
-
-class Weights:
-    """A bundle's weights: the trained ones in an arena, the frozen ones mapped from their file.
-
-    Args:
-        bundle: where the parameters are described.
-        tune: what is trained; see `select`. A bundle with an adapter trains that.
-        device: whose memory they lie in; one thread of the CPU if None.
-    """
-
-    def __init__(self, bundle: Bundle, tune: str = FULL, device: Device | None = None) -> None:
-        self.bundle = bundle
-        self.device = device = device or CpuDevice(1)
-        self.tune = resolve(bundle.manifest, tune)
-        trained = select(bundle.manifest.parameters, self.tune)
-        self.arena = Arena(trained, device)
-        self._frozen: dict[str, np.ndarray] = {}
-        self._placed: dict[str, Any] = {}  # the frozen ones, in the device's memory
-        self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
-        self.start: Start | None = None
-        self._checked = False  # the bundle's file, beneath an adapter
-        self.at_base = False  # whether the weights are the bundle's own, unchanged
-        #: Rebuilds the weights where a step was broken off half way; None where they are whole.
-        self.mend: Callable[[], None] | None = None
-
-    def begin_at(self, start: Start) -> None:
-        """Puts fitted rows into one matrix, now and in every `load` of the base to come.
-
-        Whoever has bound the weights binds them again: a frozen matrix is another array then.
-        """
-        self.start = start
-        self._placed.pop(start.parameter, None)
-        if start.parameter in self.arena.views:
-            self.settle()
-            self._put_start()
-        else:
-            self._frozen.pop(start.parameter, None)
-            self.frozen()
-
-    def _put_start(self) -> None:
-        """Writes the start's rows into the arena, if their matrix is there."""
-        if self.start is not None and self.start.parameter in self.arena.views:
-            view = self.arena.views[self.start.parameter]
-            (dtype,) = (p.dtype for p in self.arena.parameters if p.name == self.start.parameter)
-            self.start.put(view, dtypes.named(dtype), self.device.xp)
-
-    def begin(self, first: Mapping[str, np.ndarray]) -> None:
-        """Gives an adapter's tensors the values that they begin with, in every `load` to come."""
-        self.first = first
-        self._load_first()
-
-    def load(self, path: Path | None = None, digest: str | None = None, prefix: str = "") -> None:
-        """Reads the trained weights from `path`; the bundle's own, or an adapter's first, if None.
-
-        Args:
-            path: a safetensors file.
-            digest: its SHA-256, if known.
-            prefix: what its names have in front of the parameters'.
-
-        Raises:
-            InputError: the file does not match its checksum or the manifest, or holds NaN.
-        """
-        self.arena.forget()
-        self.at_base = base = path is None
-        if base and self.bundle.manifest.adapter:
-            self._load_first()
-            if not self._checked:
-                self._read(self.bundle.weights, {}, self.bundle.manifest.files[WEIGHTS])
-                self._checked = True
-        else:
-            digest = self.bundle.manifest.files[WEIGHTS] if base else digest
-            views = {prefix + name: view for name, view in self.arena.views.items()}
-            self._read(path or self.bundle.weights, views, digest)
-        if base:
-            self._put_start()
-        self.frozen()
-
-    def frozen(self) -> Mapping[str, np.ndarray]:
-        """Returns the frozen weights by name, mapped from the bundle's file and read-only."""
-        known = self.arena.views.keys() | self._frozen.keys()
-        missing = [p for p in self.bundle.manifest.parameters if p.name not in known]
-        entries = safetensors_file.read_header(self.bundle.weights) if missing else {}
-        for parameter in missing:
-            entry = _entry_for(parameter, entries, self.bundle.weights)
-            start = self.start if self.start and self.start.parameter == parameter.name else None
-            frozen = safetensors_file.map_tensor(self.bundle.weights, entry, own=start is not None)
-            if start:
-                start.put(frozen, dtypes.named(parameter.dtype), np)
-            if not _finite(frozen):
-                raise InputError(
-                    f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
-                    "it cannot be tuned or run"
-                )
-            self._frozen[parameter.name] = frozen
-        return self._frozen
-
-    def _load_first(self) -> None:
-        for name, view in self.arena.views.items():
-            view[...] = self.device.put(self.first[name]) if name in self.first else 0
-
-    def _read(self, path: Path, views: Mapping[str, Any], digest: str | None) -> None:
-        found = self.device.read(path, views)
-        if digest is not None and found != digest:
-            raise InputError(f"{path} does not match its checksum: it was changed or damaged")
-        if name := self.arena.nonfinite():
-            raise InputError(f"{path} holds NaN or infinity in {name}: it cannot be tuned or run")
-
-    def settle(self) -> None:
-        """Brings the weights up to date; whoever reads them calls this first."""
-        if self.mend is not None:
-            self.mend()
-        self.arena.settle()
-
-    def arrays(self) -> dict[str, Any]:
-        """Returns every parameter by name, in manifest order, as a `Session` takes them.
-
-        The trained ones alias the arena. Quantised ones stay where they are; the others are in the
-        device's memory.
-        """
-        self.settle()
-        for parameter in self.bundle.manifest.parameters:
-            name = parameter.name
-            if name not in self.arena.views and name not in self._placed:
-                stays = parameter.kind == QUANTIZED
-                frozen = self._frozen[name]
-                self._placed[name] = frozen if stays else self.device.put(frozen)
-        both = {**self._placed, **self.arena.views}
-        return {p.name: both[p.name] for p in self.bundle.manifest.parameters}
-
-    def trained(self) -> dict[str, np.ndarray]:
-        """Returns the trained parameters by name, for reading."""
-        self.settle()
-        return {name: self.device.host(view) for name, view in self.arena.views.items()}
-
-    def save(self, path: Path, *, trained: bool = False) -> str:
-        """Writes every parameter, or the trained ones, to `path`; returns the file's SHA-256."""
-        self.settle()
-        parameters = self.arena.parameters if trained else self.bundle.manifest.parameters
-        entries = [(p.name, dtypes.named(p.dtype), p.shape) for p in parameters]
-        return safetensors_file.write_each(path, entries, self._host)
-
-    def _host(self, name: str) -> np.ndarray:
-        view = self.arena.views.get(name)
-        return self._frozen[name] if view is None else self.device.host(view)
+from edgezo_runtime.weights import Weights
 
 
 class Model:
@@ -378,27 +228,3 @@ def load(
     loaded = Weights(opened, tune, place)
     loaded.load(weights, prefix=prefix)
     return Model(loaded)
-
-
-def _entry_for(
-    parameter: Parameter, entries: dict[str, safetensors_file.TensorEntry], path: Path
-) -> safetensors_file.TensorEntry:
-    entry = entries.get(parameter.name)
-    expected = (dtypes.named(parameter.dtype), parameter.shape)
-    if entry is None or (entry.dtype, entry.shape) != expected:
-        raise InputError(f"{path} has no tensor {parameter.name!r} as the manifest describes it")
-    return entry
-
-
-def _finite(array: np.ndarray) -> bool:
-    """Whether `array` holds neither NaN nor infinity; it is read in pieces."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        if chunk.dtype == dtypes.BFLOAT16.storage:
-            whole = bool(((chunk & 0x7F80) != 0x7F80).all())
-        else:
-            whole = chunk.dtype.kind != "f" or bool(np.isfinite(chunk).all())
-        if not whole:
-            return False
-    return True

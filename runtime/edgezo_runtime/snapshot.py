@@ -12,7 +12,7 @@ import numpy as np
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
-from edgezo_runtime.model import Weights
+from edgezo_runtime.weights import Weights
 
 FOLDER = "snapshots"
 _KEEP = 2

@@ -13,7 +13,7 @@ from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
 from edgezo_runtime.methods import AnyMethod, Estimate, make
 from edgezo_runtime.methods.first_order import FirstOrder
-from edgezo_runtime.model import Weights
+from edgezo_runtime.weights import Weights
 
 MAX_CONSECUTIVE_SKIPS = 10
 

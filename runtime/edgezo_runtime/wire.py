@@ -84,21 +84,17 @@ def text(message: memoryview, field: int) -> str:
 
 def initializers(model: bytes) -> set[str]:
     """Returns the names of the constants of an ONNX file."""
-    graphs = [payload for n, _, payload in fields(memoryview(model)) if n == MODEL_GRAPH]
-    return {
-        text(payload, TENSOR_NAME)
-        for graph in graphs
-        for n, _, payload in fields(graph)
-        if n == GRAPH_INITIALIZER
-    }
+    return _texts_of_graph(model, GRAPH_INITIALIZER, TENSOR_NAME)
 
 
 def op_types(model: bytes) -> set[str]:
     """Returns the operators of an ONNX file's main graph."""
+    return _texts_of_graph(model, GRAPH_NODE, NODE_OPERATOR)
+
+
+def _texts_of_graph(model: bytes, part: int, field: int) -> set[str]:
+    """Returns the text `field` of each `part` of the main graph."""
     graphs = [payload for n, _, payload in fields(memoryview(model)) if n == MODEL_GRAPH]
     return {
-        text(payload, NODE_OPERATOR)
-        for graph in graphs
-        for n, _, payload in fields(graph)
-        if n == GRAPH_NODE
+        text(payload, field) for graph in graphs for n, _, payload in fields(graph) if n == part
     }

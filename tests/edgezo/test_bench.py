@@ -25,9 +25,10 @@ from edgezo_runtime.batch import CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.model import FULL, Weights
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.select import FULL
 from edgezo_runtime.session import Session
+from edgezo_runtime.weights import Weights
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONTRACT = {

@@ -38,9 +38,10 @@ from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.methods.first_order import FIRST_ORDER
 from edgezo_runtime.methods.hift import HIFT, Hift
 from edgezo_runtime.methods.hybrid import Hybrid
-from edgezo_runtime.model import Weights, load
+from edgezo_runtime.model import load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.select import select
+from edgezo_runtime.weights import Weights
 
 torch = pytest.importorskip("torch")
 

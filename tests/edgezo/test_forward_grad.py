@@ -18,9 +18,10 @@ from edgezo_runtime.bundle import GRADIENTS, TANGENTS, Bundle, open_bundle
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.journal import read
 from edgezo_runtime.methods import make
-from edgezo_runtime.model import Model, Weights, load
+from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.parts import PartedBatch
+from edgezo_runtime.weights import Weights
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.generation import GenerationSession
-from edgezo_runtime.model import Weights
 from edgezo_runtime.select import ADAPTERS
 from edgezo_runtime.session import Session
+from edgezo_runtime.weights import Weights
 
 # A sliding window tells where the virtual tokens stand.
 NAMES = ("llama_tied", "opt", "gpt2", "mistral_window")

@@ -14,7 +14,8 @@ from edgezo_runtime import adapter_init
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.model import Model, Weights
+from edgezo_runtime.model import Model
+from edgezo_runtime.weights import Weights
 
 
 def adapted(folder: Path, opset: int, **settings: object) -> Model:

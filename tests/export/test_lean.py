@@ -25,8 +25,8 @@ from edgezo_export.verify import GraphRunner, sample_batch
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, open_bundle
 from edgezo_runtime.devices import CpuDevice
-from edgezo_runtime.model import Weights
 from edgezo_runtime.session import Session
+from edgezo_runtime.weights import Weights
 
 FAMILIES = ("qwen2_window", "opt", "gpt2")
 Bundles = Callable[[str], Bundle]

@@ -22,8 +22,8 @@ from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.model import Weights
 from edgezo_runtime.session import Session
+from edgezo_runtime.weights import Weights
 
 BUNDLES = Callable[[str], Path]
 RANDOM = np.random.default_rng(0)

@@ -14,11 +14,11 @@ from edgezo_runtime.arena import Term
 from edgezo_runtime.batch import Batch, OptionLoss, TokenLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.generation import GenerationSession
-from edgezo_runtime.model import Weights
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.option_graph import option_graph
 from edgezo_runtime.options import OptionSession, Shared
 from edgezo_runtime.session import Session
+from edgezo_runtime.weights import Weights
 
 PROMPTS = (21, 4, 30)
 OPTIONS = ((3, 1, 6), (2, 2), (5, 4, 1, 2))

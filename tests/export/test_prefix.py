@@ -22,9 +22,9 @@ from edgezo_export.verify import sample_batch
 from edgezo_runtime import adapter_init
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.model import Weights
 from edgezo_runtime.noise import Purpose, random_words
 from edgezo_runtime.peft_prefix import write_prefix
+from edgezo_runtime.weights import Weights
 
 BUNDLES = Callable[[str], Path]
 NAMES = ("opt", "llama_tied", "gpt2")

@@ -20,7 +20,7 @@ from edgezo_export.verify import sample_batch
 from edgezo_runtime import adapter_init
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.model import Weights
+from edgezo_runtime.weights import Weights
 
 BUNDLES = Callable[[str], Path]
 

@@ -22,7 +22,7 @@ from edgezo_runtime.bundle import (
     write_manifest,
 )
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.model import Weights
+from edgezo_runtime.weights import Weights
 
 MANIFEST_OBJECT = Manifest(
     (Parameter("w", (3, 4), "float32", "linear", ("tied",)), Parameter("s", (), "int64", "bias")),

@@ -20,9 +20,10 @@ from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
-from edgezo_runtime.model import Model, Weights, load
+from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+from edgezo_runtime.weights import Weights
 
 pytestmark = pytest.mark.cuda
 SIZES = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))

@@ -17,8 +17,9 @@ from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
-from edgezo_runtime.model import Weights, load
+from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
+from edgezo_runtime.weights import Weights
 
 MIXED: Specs = (
     ("a", (70, 9), "float32"),

@@ -30,10 +30,10 @@ from edgezo_runtime.lowrank import Subspace, orthonormal
 from edgezo_runtime.methods import FORWARD_ONLY, Method
 from edgezo_runtime.methods.options import settings_of
 from edgezo_runtime.methods.probe import find_rate
-from edgezo_runtime.model import Weights
 from edgezo_runtime.noise import BLOCK_SIZE, AnyDirection
 from edgezo_runtime.power import power
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+from edgezo_runtime.weights import Weights
 
 SPECS: Specs = (
     ("embed.weight", (40, 12), "float32"),

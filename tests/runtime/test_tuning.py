@@ -16,8 +16,8 @@ from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import NAME, JournalWriter, Record, read
 from edgezo_runtime.methods import Mezo
-from edgezo_runtime.model import Weights
 from edgezo_runtime.tuning import MemoryJournal, Tuning, check_header, describe
+from edgezo_runtime.weights import Weights
 
 
 def tuning_of(bundle: Path, run: Path | None = None, seed: int = 4, threads: int = 1) -> Tuning:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgezo_export.gradients.writer import dims, no_gradient
 from edgezo_runtime.bundle import QUANTIZED, Manifest
 from edgezo_runtime.errors import InputError
 
@@ -27,7 +30,45 @@ class Path:
     active: frozenset[ir.Value]
 
 
-def trained_names(manifest: Manifest) -> list[str]:
+def with_derivatives(
+    graph: bytes, manifest: Manifest, add: Callable[[ir.Model, Sequence[str]], None]
+) -> bytes:
+    """Returns the bytes of `graph` after `add` has extended it for all weights that may be trained.
+
+    The same graph gives the same bytes. An adapter's bundle trains that and nothing else.
+
+    Args:
+        graph: the bytes of `graph.onnx`.
+        manifest: of the bundle.
+        add: differentiates a model by the graph inputs of these names.
+
+    Raises:
+        InputError: a weight is quantised, or what `add` raises.
+    """
+    model = ir.from_proto(onnx.load_from_string(graph))
+    add(model, _trained_names(manifest))
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def input_like(value: ir.Value, name: str) -> ir.Value:
+    """Returns a float32 graph input `name` of the shape of `value`."""
+    shape = dims(value)
+    return ir.val(
+        name,
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=None if shape is None else ir.Shape(shape),
+    )
+
+
+def rule_for(rules: Mapping[str, Any], node: ir.Node) -> Any:
+    """Returns the rule of `node`; raises InputError, which names it, if there is none."""
+    rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        raise no_gradient(node)
+    return rule
+
+
+def _trained_names(manifest: Manifest) -> list[str]:
     """Returns the weights that a bundle may train; an adapter's bundle trains that alone.
 
     Raises:

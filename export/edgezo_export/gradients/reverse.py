@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgezo_export.gradients.cuts import narrow_values
-from edgezo_export.gradients.path import differentiable, trained_names
+from edgezo_export.gradients.path import (
+    differentiable,
+    input_like,
+    rule_for,
+    with_derivatives,
+)
 from edgezo_export.gradients.rules import RULES
 from edgezo_export.gradients.tape import Tape
-from edgezo_export.gradients.writer import dims, no_gradient
 from edgezo_runtime.bundle import Manifest
 from edgezo_runtime.first_order.graph import CUTS_KEY, cotangent_of, gradient_of
 
@@ -29,8 +32,6 @@ _OLDEST = 16  # the opset in which scattered elements can be added up
 def gradient_graph(graph: bytes, manifest: Manifest) -> bytes:
     """Returns the gradient graph of a bundle's graph, by all weights that may be trained.
 
-    The same graph gives the same bytes. An adapter's bundle trains that and nothing else.
-
     Args:
         graph: the bytes of `graph.onnx`.
         manifest: of the bundle.
@@ -38,9 +39,7 @@ def gradient_graph(graph: bytes, manifest: Manifest) -> bytes:
     Raises:
         InputError: a weight is quantised or not float32, or a node on the way has no rule.
     """
-    model = ir.from_proto(onnx.load_from_string(graph))
-    add_gradients(model, trained_names(manifest))
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    return with_derivatives(graph, manifest, add_gradients)
 
 
 def add_gradients(model: ir.Model, weights: Sequence[str]) -> None:
@@ -58,8 +57,9 @@ def add_gradients(model: ir.Model, weights: Sequence[str]) -> None:
     # An output's cotangent is an input, and not what the stages above have added up.
     cuts = [value for value in narrow_values(nodes, active) if not value.is_graph_output()]
     tape = Tape(graph, active)
-    seeds = [_seed(value) for value in graph.outputs if value in active]
-    for seed, value in zip(seeds, [v for v in graph.outputs if v in active], strict=True):
+    outputs = [value for value in graph.outputs if value in active]
+    seeds = [input_like(value, cotangent_of(str(value.name))) for value in outputs]
+    for seed, value in zip(seeds, outputs, strict=True):
         tape.give(value, seed)
     for node in reversed(nodes):
         _differentiate(tape, node, set(cuts))
@@ -84,19 +84,7 @@ def _differentiate(tape: Tape, node: ir.Node, cuts: set[ir.Value]) -> None:
         return
     if not any(tape.wants(value) for value in node.inputs):
         return
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if rule is None:
-        raise no_gradient(node)
-    rule(tape, node, cotangents)
-
-
-def _seed(output: ir.Value) -> ir.Value:
-    shape = dims(output)
-    return ir.val(
-        cotangent_of(str(output.name)),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=None if shape is None else ir.Shape(shape),
-    )
+    rule_for(RULES, node)(tape, node, cotangents)
 
 
 def _finished(tape: Tape, weight: ir.Value) -> ir.Value:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgezo_export.gradients.cuts import narrow_values
-from edgezo_export.gradients.path import differentiable, trained_names
-from edgezo_export.gradients.writer import dims, no_gradient
+from edgezo_export.gradients.path import (
+    differentiable,
+    input_like,
+    rule_for,
+    with_derivatives,
+)
 from edgezo_export.tangents.rules import RULES
 from edgezo_export.tangents.tape import Tape
 from edgezo_runtime.bundle import Manifest
@@ -29,8 +32,6 @@ _OLDEST = 13  # the opset in which the axes of sums are inputs
 def tangent_graph(graph: bytes, manifest: Manifest) -> bytes:
     """Returns the tangent graph of a bundle's graph, along all weights that may be trained.
 
-    The same graph gives the same bytes. An adapter's bundle trains that and nothing else.
-
     Args:
         graph: the bytes of `graph.onnx`.
         manifest: of the bundle.
@@ -38,9 +39,7 @@ def tangent_graph(graph: bytes, manifest: Manifest) -> bytes:
     Raises:
         InputError: a weight is quantised or not float32, or a node on the way has no rule.
     """
-    model = ir.from_proto(onnx.load_from_string(graph))
-    add_tangents(model, trained_names(manifest))
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    return with_derivatives(graph, manifest, add_tangents)
 
 
 def add_tangents(model: ir.Model, weights: Sequence[str]) -> None:
@@ -57,7 +56,7 @@ def add_tangents(model: ir.Model, weights: Sequence[str]) -> None:
     graph = model.graph
     cuts = [v for v in narrow_values(path.nodes, path.active) if not v.is_graph_output()]
     tape = Tape(graph, path.nodes, path.active, path.wanted)
-    given = [_given(value) for value in path.wanted]
+    given = [input_like(value, tangent_of(str(value.name))) for value in path.wanted]
     for value, tangent in zip(path.wanted, given, strict=True):
         tape.give(value, tangent)
     for node in path.nodes:
@@ -79,16 +78,4 @@ def _differentiate(tape: Tape, node: ir.Node) -> None:
         return
     if not any(tape.wants(value) for value in node.outputs):
         return
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if rule is None:
-        raise no_gradient(node)
-    rule(tape, node)
-
-
-def _given(weight: ir.Value) -> ir.Value:
-    shape = dims(weight)
-    return ir.val(
-        tangent_of(str(weight.name)),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=None if shape is None else ir.Shape(shape),
-    )
+    rule_for(RULES, node)(tape, node)
