@@ -55,17 +55,11 @@ def activations(
 
 def _with_outputs(model: bytes, names: Sequence[str]) -> bytes:
     """Returns `model` with the values `names` as its outputs."""
-    edited = bytearray()
-    for number, raw, graph in wire.fields(memoryview(model)):
-        if number != wire.MODEL_GRAPH:
-            edited += raw
-            continue
-        kept = bytearray()
-        for field, whole, payload in wire.fields(graph):
-            described = field == wire.GRAPH_VALUE_INFO
-            if described and wire.text(payload, wire.VALUE_NAME) in names:
-                kept += wire.delimited(wire.GRAPH_OUTPUT, bytes(payload))
-            elif field != wire.GRAPH_OUTPUT:
-                kept += whole
-        edited += wire.delimited(wire.MODEL_GRAPH, bytes(kept))
-    return bytes(edited)
+    kept = bytearray()
+    for field, whole, payload in wire.fields(wire.main_graph(model)):
+        described = field == wire.GRAPH_VALUE_INFO
+        if described and wire.text(payload, wire.VALUE_NAME) in names:
+            kept += wire.delimited(wire.GRAPH_OUTPUT, bytes(payload))
+        elif field != wire.GRAPH_OUTPUT:
+            kept += whole
+    return wire.with_main_graph(model, bytes(kept))

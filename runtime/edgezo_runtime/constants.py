@@ -32,23 +32,8 @@ def with_constants(model: bytes, entries: Sequence[TensorEntry], location: str) 
     initializers = b"".join(
         wire.delimited(wire.GRAPH_INITIALIZER, _tensor(entry, location)) for entry in entries
     )
-    return _edited_model(model, names, initializers)
-
-
-def _edited_model(model: bytes, parameters: set[str], initializers: bytes) -> bytes:
-    edited = bytearray()
-    found = False
-    for number, raw, payload in wire.fields(memoryview(model)):
-        if number == wire.MODEL_GRAPH:
-            found = True
-            edited += wire.delimited(
-                wire.MODEL_GRAPH, _edited_graph(payload, parameters) + initializers
-            )
-        else:
-            edited += raw
-    if not found:
-        raise ValueError("it holds no graph")
-    return bytes(edited)
+    graph = _edited_graph(wire.main_graph(model), names)
+    return wire.with_main_graph(model, graph + initializers)
 
 
 def _edited_graph(graph: memoryview, parameters: set[str]) -> bytes:

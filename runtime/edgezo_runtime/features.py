@@ -47,7 +47,7 @@ def reveal(bundle: Bundle, output: str) -> Revealed:
     data = {port.name for port in bundle.manifest.inputs} - {*_QUESTIONS}
     try:
         name, others = _projected(model, output, data)
-    except (StopIteration, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"the graph of {bundle.folder} is damaged: {error}") from error
     if name is None:
         raise InputError(
@@ -67,8 +67,7 @@ def _projected(model: bytes, output: str, data: set[str]) -> tuple[str | None, s
     """Returns what the last projection before `output` multiplies, and what it multiplies with."""
     makers: dict[str, tuple[str, list[str]]] = {}
     late = set(data)  # what depends on the data
-    graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
-    for number, _, node in wire.fields(graph):
+    for number, _, node in wire.fields(wire.main_graph(model)):
         if number == wire.GRAPH_NODE:
             inputs = wire.texts(node, wire.NODE_INPUT)
             made = wire.texts(node, wire.NODE_OUTPUT)
@@ -97,11 +96,5 @@ def _ancestors(names: list[str], makers: Mapping[str, tuple[str, list[str]]]) ->
 
 def _with_output(model: bytes, name: str) -> bytes:
     output = wire.delimited(wire.VALUE_NAME, name.encode())  # ONNX Runtime infers its type
-    edited = bytearray()
-    for number, raw, payload in wire.fields(memoryview(model)):
-        if number == wire.MODEL_GRAPH:
-            graph = bytes(payload) + wire.delimited(wire.GRAPH_OUTPUT, output)
-            edited += wire.delimited(wire.MODEL_GRAPH, graph)
-        else:
-            edited += raw
-    return bytes(edited)
+    graph = bytes(wire.main_graph(model)) + wire.delimited(wire.GRAPH_OUTPUT, output)
+    return wire.with_main_graph(model, graph)

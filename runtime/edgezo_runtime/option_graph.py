@@ -39,8 +39,7 @@ def option_graph(model: bytes) -> bytes:
     Raises:
         ValueError: it is damaged, or takes the last token's hidden states in an unknown way.
     """
-    graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
-    fields = list(wire.fields(graph))
+    fields = list(wire.fields(wire.main_graph(model)))
     nodes = [_node(raw, payload) for n, raw, payload in fields if n == wire.GRAPH_NODE]
     last = _last_tokens(nodes)
     hidden, answers = last.inputs[0], last.outputs[0]
@@ -70,11 +69,7 @@ def option_graph(model: bytes) -> bytes:
     inputs.append(_input(POSITIONS, _INT64, [_symbol("answers")]))
     kept = [part for node in nodes for part in (chosen if node is last else [node.raw])]
     output = wire.delimited(wire.GRAPH_OUTPUT, wire.delimited(wire.VALUE_NAME, LOGITS.encode()))
-    parts = b"".join((*past, *kept, *others, *inputs, output))
-    edited = bytearray()
-    for number, raw, _ in wire.fields(memoryview(model)):
-        edited += wire.delimited(wire.MODEL_GRAPH, parts) if number == wire.MODEL_GRAPH else raw
-    return bytes(edited)
+    return wire.with_main_graph(model, b"".join((*past, *kept, *others, *inputs, output)))
 
 
 def _last_tokens(nodes: list[_Node]) -> _Node:

@@ -62,8 +62,7 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     Raises:
         ValueError: the file is damaged.
     """
-    graph = next(p for n, _, p in wire.fields(memoryview(model)) if n == wire.MODEL_GRAPH)
-    fields = list(wire.fields(graph))
+    fields = list(wire.fields(wire.main_graph(model)))
     nodes = [_node(payload, raw) for n, raw, payload in fields if n == wire.GRAPH_NODE]
     changed = set(changing)
     early: list[_Node] = []
@@ -117,7 +116,10 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
     second += [raw for n, raw, _ in fields if n == wire.GRAPH_OUTPUT]
     second += [raw for name, raw in inputs.items() if name in taken or name not in needed]
     second += [wire.delimited(wire.GRAPH_INPUT, value) for value in between]
-    whole = _with_graph(model, first), _with_graph(model, second)
+    whole = (
+        wire.with_main_graph(model, b"".join(first)),
+        wire.with_main_graph(model, b"".join(second)),
+    )
     return Split(*whole, tuple(boundary), frozenset(read & inputs.keys()))
 
 
@@ -167,14 +169,3 @@ def _captured(node: memoryview) -> list[str]:
 
 def _payloads(message: memoryview, *numbers: int) -> list[memoryview]:
     return [payload for number, _, payload in wire.fields(message) if number in numbers]
-
-
-def _with_graph(model: bytes, graph: list[memoryview | bytes]) -> bytes:
-    edited = bytearray()
-    for number, raw, _ in wire.fields(memoryview(model)):
-        edited += (
-            wire.delimited(wire.MODEL_GRAPH, b"".join(graph))
-            if (number == wire.MODEL_GRAPH)
-            else raw
-        )
-    return bytes(edited)

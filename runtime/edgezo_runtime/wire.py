@@ -82,6 +82,22 @@ def text(message: memoryview, field: int) -> str:
     return found[-1]
 
 
+def main_graph(model: bytes) -> memoryview:
+    """Returns the graph of an ONNX file; raises ValueError if it holds none."""
+    for number, _, payload in fields(memoryview(model)):
+        if number == MODEL_GRAPH:
+            return payload
+    raise ValueError("it holds no graph")
+
+
+def with_main_graph(model: bytes, graph: bytes) -> bytes:
+    """Returns an ONNX file with `graph` in the place of its own."""
+    edited = bytearray()
+    for number, raw, _ in fields(memoryview(model)):
+        edited += delimited(MODEL_GRAPH, graph) if number == MODEL_GRAPH else raw
+    return bytes(edited)
+
+
 def initializers(model: bytes) -> set[str]:
     """Returns the names of the constants of an ONNX file."""
     return _texts_of_graph(model, GRAPH_INITIALIZER, TENSOR_NAME)

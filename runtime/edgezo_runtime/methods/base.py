@@ -211,7 +211,7 @@ class Method(abc.ABC):
 
     # What parts share.
 
-    @property
+    @functools.cached_property
     def narrow(self) -> bool:
         """Whether weights are float16, so that what rounding does has to be minded."""
         return any(p.dtype == dtypes.FLOAT16.name for p in self.arena.parameters)
