@@ -25,11 +25,13 @@ class Device(abc.ABC):
     Attributes:
         name: as ``device=`` takes it.
         lean: whether it is faster with a bundle's lean graph.
+        streams: whether the weights lie elsewhere and pass through it in stages.
         threads: of the host, for sessions and sweeps that run there.
     """
 
     name: ClassVar[str]
     lean: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
