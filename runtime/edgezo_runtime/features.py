@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgezo_runtime import wire
-from edgezo_runtime.bundle import GRAPH, Bundle, Port
+from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, Port
 from edgezo_runtime.errors import InputError
 
 _PROJECTIONS = ("MatMul", "MatMulNBits", "Gemm")
@@ -57,7 +57,8 @@ def reveal(bundle: Bundle, output: str) -> Revealed:
     manifest = bundle.manifest
     outputs = (*manifest.outputs, Port(name, "float32", ("answers", "hidden")))
     graphs = {**bundle.adapted, GRAPH: _with_output(model, name)}
-    revealed = dataclasses.replace(manifest, outputs=outputs)
+    files = {file: digest for file, digest in manifest.files.items() if file != LEAN}  # not edited
+    revealed = dataclasses.replace(manifest, outputs=outputs, files=files)
     weights = sorted(others & {parameter.name for parameter in manifest.parameters})
     edited = dataclasses.replace(bundle, manifest=revealed, adapted=graphs)
     return Revealed(edited, name, weights[0] if len(weights) == 1 else None)

@@ -13,8 +13,10 @@ import pytest
 from helpers_text import write_tokenizer
 from tiny_checkpoints import VOCABULARY
 
+from edgezo.linear_probe import LOGITS
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import LEAN, open_bundle
+from edgezo_runtime.features import reveal
 from edgezo_runtime.first_order.graph import Graph
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
@@ -30,6 +32,15 @@ def every_token(rows: int, length: int) -> Batch:
     return Batch(ids, np.ones_like(ids), places, targets, np.arange(3), TokenLoss(rows))
 
 
+def _with_tokenizer(bundle: Path, folder: Path) -> Path:
+    copied = folder / "model.edgezo"
+    shutil.copytree(bundle, copied)
+    kept = (copied / "config.json").read_bytes()
+    write_tokenizer(copied)
+    (copied / "config.json").write_bytes(kept)
+    return copied
+
+
 @pytest.mark.parametrize(("name", "tune"), [("opt", "full"), ("llama_untied", "upper")])
 def test_steps_are_those_of_weights_on_the_card(
     bundle_folder: Callable[[str], Path],
@@ -39,11 +50,7 @@ def test_steps_are_those_of_weights_on_the_card(
     tune: str,
 ) -> None:
     cuda_stand_in.install(monkeypatch)
-    folder = tmp_path / "model.edgezo"
-    shutil.copytree(bundle_folder(name), folder)
-    kept = (folder / "config.json").read_bytes()
-    write_tokenizer(folder)
-    (folder / "config.json").write_bytes(kept)
+    folder = _with_tokenizer(bundle_folder(name), tmp_path)
     found = []
     for device in ("cuda", "cuda-offload"):
         model = load(folder, device=device, tune=tune)
@@ -60,6 +67,25 @@ def test_steps_are_those_of_weights_on_the_card(
     replayed = Weights(open_bundle(folder), tune)
     Tuning(replayed, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
     assert {n: array.tobytes() for n, array in replayed.trained().items()} == found[1][2]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda-offload"])
+def test_hidden_states_are_revealed(
+    bundle_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    device: str,
+) -> None:
+    """On devices that run the lean graph otherwise."""
+    cuda_stand_in.install(monkeypatch)
+    model = load(_with_tokenizer(bundle_folder("opt"), tmp_path), device=device)
+    revealed, batch = reveal(model.bundle, LOGITS), every_token(2, 5)
+    with model.unbound():
+        found = model.session(revealed.bundle, model.arena.views.keys()).forward(batch)
+    assert found[revealed.output].shape == (len(batch.positions), 32)
+    table = model.weights.trained()["model.decoder.embed_tokens.weight"]
+    expected = found[revealed.output] @ table[batch.candidates].T
+    np.testing.assert_allclose(found[LOGITS], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["opt", "llama_untied"])
