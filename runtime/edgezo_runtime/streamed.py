@@ -34,7 +34,7 @@ _Feeds = Mapping[str, np.ndarray]
 _Values = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to it
 class _Foreseen:
     """Outputs that were computed before they were asked for."""
 
