@@ -133,7 +133,7 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            check_graph(model.bundle, model.device, made.graph)
+            check_graph(model.bundle, made.graph)
         adapter = model.bundle.manifest.adapter
         if adapter:
             base = model.weights.frozen()

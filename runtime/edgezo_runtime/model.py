@@ -180,9 +180,10 @@ class Model:
             weights = self.weights.arrays()
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
         session = self._gradients[keep]
-        if isinstance(batch, PartedBatch):
-            return batch.descend(lambda part, add: self._run(session, part, names, add), take)
-        return self._run(session, batch, names, take)
+        with self.device.queue:  # so is what `take` does
+            if isinstance(batch, PartedBatch):
+                return batch.descend(lambda part, add: self._run(session, part, names, add), take)
+            return self._run(session, batch, names, take)
 
     def _run(
         self, session: GradientSession, batch: BaseBatch, names: Sequence[str], take: Taker
@@ -192,9 +193,10 @@ class Model:
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
         self.weights.settle()
-        if isinstance(batch, PartedBatch):
-            return batch.derivative(lambda part: self._tangents.run(part, direction))
-        return self._tangents.run(batch, direction)
+        with self.device.queue:
+            if isinstance(batch, PartedBatch):
+                return batch.derivative(lambda part: self._tangents.run(part, direction))
+            return self._tangents.run(batch, direction)
 
     @functools.cached_property
     def _tangents(self) -> TangentSession:

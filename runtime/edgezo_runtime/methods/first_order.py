@@ -25,7 +25,7 @@ class Loss(Protocol):
     def __call__(self) -> float: ...
 
     def descend(
-        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: bool = False
+        self, names: Sequence[str], take: Callable[[str, Any], None], keep: bool = False
     ) -> float: ...
 
 
@@ -87,7 +87,7 @@ class FirstOrder:
         held = [self._rule.lengths(p) for p in arena.parameters]
         slots = dict.fromkeys(slot for lengths in held for slot in lengths)
         sizes = {slot: [lengths.get(slot, 0) for lengths in held] for slot in slots}
-        self._state = State(arena.parameters, sizes, self.on_disk)
+        self._state = State(arena.parameters, sizes, self.on_disk, arena.device)
 
     @property
     def forwards(self) -> int:
@@ -105,7 +105,7 @@ class FirstOrder:
         return 1
 
     @property
-    def state(self) -> Mapping[str, np.ndarray]:
+    def state(self) -> Mapping[str, Any]:
         """The arrays that steps change besides the weights; snapshots hold them."""
         return self._state.arrays
 
@@ -145,7 +145,7 @@ class FirstOrder:
         self.changed = False
         total = 0.0
 
-        def take(name: str, gradient: np.ndarray) -> None:
+        def take(name: str, gradient: Any) -> None:
             nonlocal total
             flat = gradient.reshape(-1)
             squares = rules.square_sum(flat, self.arena)
@@ -163,7 +163,7 @@ class FirstOrder:
             return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
         return Estimate(value, Record((np.float32(math.sqrt(total)),), lr))
 
-    def _update(self, name: str, gradient: np.ndarray, lr: float, scale: float) -> None:
+    def _update(self, name: str, gradient: Any, lr: float, scale: float) -> None:
         parameter, weights = self._parameters[name], self.arena.views[name].reshape(-1)
         if scale != 1:
             rules.scale(gradient, scale, self.arena)
@@ -214,7 +214,7 @@ class Lomo(FirstOrder):
         """Measures the gradient's norm, then goes down it."""
         total = 0.0
 
-        def measure(name: str, gradient: np.ndarray) -> None:
+        def measure(name: str, gradient: Any) -> None:
             nonlocal total
             total += rules.square_sum(gradient.reshape(-1), self.arena)
 

@@ -48,7 +48,7 @@ class Hift(FirstOrder):
         self._rate = np.zeros(1, np.float32)  # of the present cycle
 
     @property
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Any]:
         return {**super().state, "rate": self._rate}
 
     @property
