@@ -53,7 +53,7 @@ class Model:
         trained = self.weights.arena.views.keys()
         self.__dict__.pop("_session", None)  # two at once would take memory for both
         self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
-        self._gradients: dict[bool, GradientSession] = {}
+        self._gradients: dict[float, GradientSession] = {}
         for opened in ("generation", "options", "_tangents"):
             self.__dict__.pop(opened, None)
 
@@ -166,14 +166,14 @@ class Model:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
 
-    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: bool) -> float:
+    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: float) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
 
         Args:
             batch: the data, and the objective.
             names: of the weights to differentiate by.
             take: called once for each.
-            keep: whether products are kept between the passes, or computed again.
+            keep: how much is kept between the passes; see `stages.plan`.
         """
         self.weights.settle()
         if keep not in self._gradients:
