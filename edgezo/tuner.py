@@ -28,7 +28,14 @@ from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
-from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header, describe
+from edgezo_runtime.tuning import (
+    MemoryJournal,
+    Tuning,
+    begin_adapter,
+    begin_as,
+    check_header,
+    describe,
+)
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,7 @@ class Tuner:
         if made.graph:
             check_graph(model.bundle, made.graph)
         adapter = model.bundle.manifest.adapter
-        if adapter:
-            base = model.weights.frozen()
-            model.weights.begin(adapter_init.draw(model.arena.parameters, seed, base, model.bundle))
+        begin_adapter(model.weights, seed)
         found = None
         if probe is not None:
             if isinstance(made, FirstOrder):
