@@ -132,11 +132,6 @@ class Arena:
         self.settle()
         self.sweeper.update(rule, directions, np.float32(decay))
 
-    @property
-    def threads(self) -> int:
-        """How many threads `each` has."""
-        return self.device.threads
-
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order; threads share them."""
         return self.sweeper.each(work, items)

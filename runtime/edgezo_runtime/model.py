@@ -56,7 +56,7 @@ class Model:
         """Opens the sessions over the weights, again where arrays of them were replaced."""
         self.__dict__.pop("_session", None)  # two at once would take memory for both
         self._session = self.session(self.bundle, self.weights.arena.views.keys())
-        self._gradients: dict[bool, GradientSession] = {}
+        self._gradients: dict[float, GradientSession] = {}
         for opened in ("generation", "options", "_tangents"):
             self.__dict__.pop(opened, None)
 
@@ -83,7 +83,7 @@ class Model:
             self.bind()
 
     def begin_at(self, start: Start) -> None:
-        """Puts fitted rows into one matrix; see `Weights.begin_at`."""
+        """Puts fitted rows into their matrix; see `Weights.begin_at`."""
         with self.unbound():  # a session would keep the matrix that is replaced
             self.weights.begin_at(start)
 
@@ -191,23 +191,24 @@ class Model:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
 
-    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: bool) -> float:
+    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: float) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
 
         Args:
             batch: the data, and the objective.
             names: of the weights to differentiate by.
             take: called once for each.
-            keep: whether products are kept between the passes, or computed again.
+            keep: how much is kept between the passes; see `stages.plan`.
         """
         self.weights.settle()
         if keep not in self._gradients:
             weights = self.weights.arrays()
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
         session = self._gradients[keep]
-        if isinstance(batch, PartedBatch):
-            return batch.descend(lambda part, add: self._run(session, part, names, add), take)
-        return self._run(session, batch, names, take)
+        with self.device.queue:  # so is what `take` does
+            if isinstance(batch, PartedBatch):
+                return batch.descend(lambda part, add: self._run(session, part, names, add), take)
+            return self._run(session, batch, names, take)
 
     def _run(
         self, session: GradientSession, batch: BaseBatch, names: Sequence[str], take: Taker
@@ -217,9 +218,10 @@ class Model:
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
         self.weights.settle()
-        if isinstance(batch, PartedBatch):
-            return batch.derivative(lambda part: self._tangents.run(part, direction))
-        return self._tangents.run(batch, direction)
+        with self.device.queue:
+            if isinstance(batch, PartedBatch):
+                return batch.derivative(lambda part: self._tangents.run(part, direction))
+            return self._tangents.run(batch, direction)
 
     @functools.cached_property
     def _tangents(self) -> TangentSession:
@@ -234,6 +236,7 @@ def load(
     threads: int | None = None,
     weights: Path | None = None,
     prefix: str = "",
+    start: Start | None = None,
 ) -> Model:
     """Loads a bundle.
 
@@ -244,6 +247,7 @@ def load(
         threads: of the session and the sweeps; all cores if None.
         weights: read the trained weights from this file instead of the bundle's.
         prefix: what the names in that file have in front of the parameters'.
+        start: rows that the weights began with beside the bundle's, if that file lacks them.
 
     Raises:
         InputError: the bundle is damaged, nothing matches `tune`, or there is no such device.
@@ -251,5 +255,7 @@ def load(
     place = open_device(device, threads)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     loaded = Weights(opened, tune, place)
+    if start is not None:
+        loaded.begin_at(start)
     loaded.load(weights, prefix=prefix)
     return Model(loaded)

@@ -1,80 +1,88 @@
-"""A bundle of layers that all compute the same, between a table and its transpose."""
+"""A bundle of an embedding, two layers and a head, with its gradient and its tangent graph."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, shape_inference
+import pytest
+from onnx import parser, shape_inference
 from runtime_helpers import write_bundle
 
 from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.bundle import GRADIENTS, TANGENTS, open_bundle
 
-ROWS, LAYERS = 150, 4
+WORDS = 5000  # the embedding is larger than a block of the noise
+WIDTH = 8
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 18]>
+layered (int64[rows, 3] tokens, int64[rows] targets, float[5000, 8] embed__weight,
+    float[8, 8] layers__0__weight, float[8] layers__0__bias,
+    float[8, 8] layers__1__weight, float[8] layers__1__bias, float[8, 3] head__weight
+) => (float[rows] losses)
+{
+    one = Constant<value_ints=[1]>()
+    words = Gather(embed__weight, tokens)
+    start = ReduceMean<keepdims=0>(words, one)
+    a = MatMul(start, layers__0__weight)
+    b = Add(a, layers__0__bias)
+    c = Tanh(b)
+    middle = Add(start, c)
+    d = MatMul(middle, layers__1__weight)
+    e = Add(d, layers__1__bias)
+    f = Tanh(e)
+    end = Add(middle, f)
+    logits = MatMul(end, head__weight)
+    logprobs = LogSoftmax<axis=1>(logits)
+    right = Unsqueeze(targets, one)
+    chosen = GatherElements<axis=1>(logprobs, right)
+    flat = Squeeze(chosen, one)
+    losses = Neg(flat)
+}
+"""
+SHAPES = {
+    "embed.weight": (WORDS, WIDTH),
+    "layers.0.weight": (WIDTH, WIDTH),
+    "layers.0.bias": (WIDTH,),
+    "layers.1.weight": (WIDTH, WIDTH),
+    "layers.1.bias": (WIDTH,),
+    "head.weight": (WIDTH, 3),
+}
 
 
-def write_layered(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
-    """Writes the bundle into `folder`, which it returns."""
+def write_layered(folder: Path) -> Path:
+    """Writes the bundle into folders within `folder`, and returns the one that has all graphs."""
+    pytest.importorskip("onnx_ir")
+    from edgezo_export.gradients.bundle import add_to_bundle
+
     rng = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {"table": (ROWS, width)}
-    for number in range(LAYERS):
-        shapes |= {f"layers.{number}.w": (width, width), f"layers.{number}.b": (width,)}
-    tensors = {n: (rng.normal(size=s) / width**0.5).astype(dtype) for n, s in shapes.items()}
-    write_bundle(folder, tensors)
-    kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
-    data = [helper.make_tensor_value_info(n, TensorProto.INT64, ["rows"]) for n in ("x", "targets")]
-    weights = [helper.make_tensor_value_info(n, kind, s) for n, s in shapes.items()]
-    losses = helper.make_tensor_value_info("losses", TensorProto.FLOAT, ["rows"])
-    graph = helper.make_graph(_nodes(), "layered", data + weights, [losses])
-    opset = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
-    model = shape_inference.infer_shapes(model)
-    (folder / "graph.onnx").write_bytes(model.SerializeToString())
-    manifest = json.loads((folder / "edgezo.json").read_text())
+    tensors = {n: (rng.normal(size=s) / 2).astype(np.float32) for n, s in SHAPES.items()}
+    plain = write_bundle(folder / "plain.edgezo", tensors)
+    model = parser.parse_model(GRAPH)  # whose names have no dots
+    for port in model.graph.input:
+        port.name = port.name.replace("__", ".")
+    for node in model.graph.node:
+        node.input[:] = [name.replace("__", ".") for name in node.input]
+    graph = shape_inference.infer_shapes(model).SerializeToString()
+    (plain / "graph.onnx").write_bytes(graph)
+    manifest = json.loads((plain / "edgezo.json").read_text())
     manifest["inputs"] = [
-        {"name": n, "dtype": "int64", "shape": ["rows"]} for n in ("x", "targets")
+        {"name": "tokens", "dtype": "int64", "shape": ["rows", 3]},
+        {"name": "targets", "dtype": "int64", "shape": ["rows"]},
     ]
     manifest["outputs"] = [{"name": "losses", "dtype": "float32", "shape": ["rows"]}]
     manifest["context_length"], manifest["task"] = None, {"name": "arrays"}
-    for parameter in manifest["parameters"]:
-        parameter["dtype"] = dtype
-    digest = hashlib.sha256((folder / "graph.onnx").read_bytes()).hexdigest()
-    manifest["files"]["graph.onnx"] = digest
-    (folder / "edgezo.json").write_text(json.dumps(manifest))
-    return folder
+    manifest["files"]["graph.onnx"] = hashlib.sha256(graph).hexdigest()
+    (plain / "edgezo.json").write_text(json.dumps(manifest))
+    add_to_bundle(open_bundle(plain), folder / "gradients.edgezo", GRADIENTS)
+    add_to_bundle(open_bundle(folder / "gradients.edgezo"), folder / "both.edgezo", TANGENTS)
+    return folder / "both.edgezo"
 
 
-def _nodes() -> list[NodeProto]:
-    def node(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(operator, inputs.split(), [output], **attributes)
-
-    # What reads the table again stands in front, as exporters may put it.
-    nodes = [
-        node("Transpose", "table", "across", perm=[1, 0]),
-        node("Gather", "table targets", "wanted"),
-        node("Gather", "table x", "h0"),
-    ]
-    for i in range(LAYERS):
-        nodes += [
-            node("MatMul", f"h{i} layers.{i}.w", f"product{i}"),
-            node("Add", f"product{i} layers.{i}.b", f"sum{i}"),
-            node("Relu", f"sum{i}", f"active{i}"),
-            node("Add", f"h{i} active{i}", f"h{i + 1}"),
-        ]
-    return [
-        *nodes,
-        node("Add", f"h{LAYERS} wanted", "last"),
-        node("MatMul", "last across", "narrow"),
-        node("Cast", "narrow", "logits", to=TensorProto.FLOAT),
-        node("SoftmaxCrossEntropyLoss", "logits targets", "losses", reduction="none"),
-    ]
-
-
-def rows_for_layered(rows: int, seed: int) -> ArrayBatch:
-    """Returns a batch of random rows."""
+def rows_for_layered(rows: int, seed: int, *, words: int = WORDS) -> ArrayBatch:
+    """Returns a batch of random rows; no two have a word in common unless there are few `words`."""
     rng = np.random.default_rng(seed)
-    x, targets = rng.integers(0, ROWS, (2, rows))
-    return ArrayBatch({"x": x}, targets, RowLoss())
+    tokens = rng.choice(words, (rows, 3), replace=words < 3 * rows)
+    return ArrayBatch({"tokens": tokens.astype(np.int64)}, np.arange(rows) % 3, RowLoss())

@@ -11,8 +11,8 @@ from typing import Any
 import cuda_stand_in
 import numpy as np
 import pytest
-from layered_bundle import LAYERS, rows_for_layered, write_layered
 from runtime_helpers import contents
+from tied_bundle import LAYERS, rows_for_tied, write_tied
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Term
@@ -36,7 +36,7 @@ LR = np.float32(1e-3)
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("layered")
-    return {dtype: write_layered(folder / dtype, dtype) for dtype in ("float32", "float16")}
+    return {dtype: write_tied(folder / dtype, dtype) for dtype in ("float32", "float16")}
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def tuning_of(model: Model, name: str, options: dict[str, Any] | None = None) ->
 
 def steps(model: Model, tuning: Tuning, count: int, first: int = 0) -> None:
     for number in range(first, first + count):
-        tuning.step(functools.partial(model.loss, rows_for_layered(6, number)), LR)
+        tuning.step(functools.partial(model.loss, rows_for_tied(6, number)), LR)
 
 
 def test_a_graph_is_cut_between_its_layers(bundles: dict[str, Path]) -> None:
@@ -119,7 +119,7 @@ def test_steps_are_those_of_weights_on_the_card(
         losses = []
         for turn in range(3):
             steps(model, tuning, 2, 2 * turn)
-            losses.append(model.loss(rows_for_layered(9, 77)))
+            losses.append(model.loss(rows_for_tied(9, 77)))
         found.append((tuning.journal.records, losses, contents(model.arena)))
         other = Weights(open_bundle(bundles[dtype]), tune)
         Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
@@ -150,7 +150,7 @@ def test_the_losses_of_a_step_take_one_visit(
         fetched.clear()
         steps(model, tuning, 2)
         assert fetched["fetch"] == 2 * 4
-    parts = [rows_for_layered(3, seed) for seed in range(2)]
+    parts = [rows_for_tied(3, seed) for seed in range(2)]
     whole = PartedBatch.of(parts)
     tuning.step(lambda: model.loss(whole), LR)
     assert fetched["fetch"] == (2 + 2) * 4
@@ -172,7 +172,7 @@ def test_frozen_layers_in_front_are_computed_once_for_a_batch(
     model = load(bundles["float32"], tune=UPPER, device="cuda-offload")
     oracle = load(bundles["float32"], tune=UPPER)
     for seed in (1, 1, 2):
-        batch = rows_for_layered(5, seed)
+        batch = rows_for_tied(5, seed)
         assert model.loss(batch) == oracle.loss(batch)
         for one in (model, oracle):
             one.arena.add(Term(Direction(3, 1), np.float32(0.01)))
@@ -200,7 +200,7 @@ def test_a_step_that_breaks_off_leaves_no_trace(
         patch.setattr(Lane, "take", broken)
         with pytest.raises(KeyboardInterrupt):
             steps(model, tunings[0], 1, 2)
-    batch = rows_for_layered(4, 9)
+    batch = rows_for_tied(4, 9)
     assert model.loss(batch) == oracle.loss(batch)
     steps(model, tunings[0], 2, 2)
     steps(oracle, tunings[1], 2, 2)
@@ -211,7 +211,7 @@ def test_weights_half_written_are_not_used(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(bundles["float32"], device="cuda-offload")
-    arena, batch = model.arena, rows_for_layered(4, 0)
+    arena, batch = model.arena, rows_for_tied(4, 0)
     arena.add(*(Term(Direction(1, i), np.float32(0.01)) for i in range(20)))
     arena.foresee([])
     with monkeypatch.context() as patch:

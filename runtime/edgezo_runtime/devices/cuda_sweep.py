@@ -20,7 +20,7 @@ from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
 _CHUNK_BYTES = 8192  # that a CUDA block sweeps
-_UPDATED = 1 << 20  # elements that an update takes at once
+UPDATED = 1 << 20  # elements that an update takes at once
 _MARGIN = 64  # bytes that a kernel may read past a window's end
 CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 _TERM = np.dtype(
@@ -72,7 +72,7 @@ class CudaSweeper(Sweeper):
 
     def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
         with self._stream:
-            update_with(_cupy(), self._placed, rule, directions, decay, _UPDATED)
+            update_with(_cupy(), self._placed, rule, directions, decay, UPDATED)
 
 
 @dataclass(frozen=True)
