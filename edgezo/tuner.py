@@ -20,7 +20,6 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import make
 from edgezo_runtime.methods.first_order import FirstOrder
@@ -141,7 +140,7 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            check_graph(model.bundle, made.graph)
+            model.check_graph(made.graph)
         adapter = model.bundle.manifest.adapter
         begin_adapter(model.weights, seed)
         found = None

@@ -14,6 +14,7 @@ from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
@@ -125,15 +126,27 @@ class Model:
         """
         return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
+    def check_graph(self, name: str) -> None:
+        """Checks that the derivatives of graph `name` can be taken; raises InputError if not."""
+        self._check_resident()
+        check_graph(self.bundle, name)
+
     def check_prefix(self) -> None:
         """Checks that `cached_prefix` can be; raises InputError where it cannot."""
         self._resident.layout()
 
+    def _check_resident(self) -> None:
+        if self.device.streams:
+            raise InputError(
+                f"device {self.device.name} has neither true gradients nor --prefix-cache: use a "
+                "method of forward passes alone without it, or another device"
+            )
+
     @property
     def _resident(self) -> Session:
         """The session over weights on the device; raises InputError if they lie elsewhere."""
-        if not isinstance(self._session, Session):
-            raise InputError(f"--prefix-cache is not for device {self.device.name}: leave it out")
+        self._check_resident()
+        assert isinstance(self._session, Session)
         return self._session
 
     @contextlib.contextmanager
@@ -200,6 +213,7 @@ class Model:
             take: called once for each.
             keep: how much is kept between the passes; see `stages.plan`.
         """
+        self._check_resident()
         self.weights.settle()
         if keep not in self._gradients:
             weights = self.weights.arrays()
@@ -217,6 +231,7 @@ class Model:
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
+        self._check_resident()
         self.weights.settle()
         with self.device.queue:
             if isinstance(batch, PartedBatch):

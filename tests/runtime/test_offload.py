@@ -246,8 +246,9 @@ def test_little_memory_of_the_host_is_named(
 
 def test_what_needs_the_weights_on_the_card_is_refused(bundles: dict[str, Path]) -> None:
     model = load(bundles["float32"], tune=UPPER, device="cuda-offload")
-    with pytest.raises(InputError, match="--prefix-cache is not for device cuda-offload"):
-        model.check_prefix()
+    for ask in (model.check_prefix, lambda: model.check_graph("grad.onnx")):
+        with pytest.raises(InputError, match="cuda-offload has neither true gradients nor --pref"):
+            ask()
     with pytest.raises(InputError, match="cuda-offload"):
         open_device("cuda-offload:x")
     assert dtypes.FLOAT32 in model.arena.buffers
