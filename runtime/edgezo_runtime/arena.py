@@ -138,16 +138,8 @@ class Arena:
 
     def nonfinite(self) -> str | None:
         """Returns the name of a parameter that holds NaN or infinity, or None."""
-        xp = self.device.xp
         for parameter in self.parameters:
-            view = self.views[parameter.name]
-            if view.dtype == dtypes.BFLOAT16.storage:
-                finite = bool(((view & 0x7F80) != 0x7F80).all())
-            else:
-                flat = view.reshape(-1)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    # A finite dot product needs no array of answers; it may overflow, though.
-                    finite = bool(xp.isfinite(xp.dot(flat, flat)) or xp.isfinite(flat).all())
-            if not finite:
+            flat = self.views[parameter.name].reshape(-1)
+            if not dtypes.finite(self.device.xp, flat, dtypes.named(parameter.dtype)):
                 return parameter.name
         return None

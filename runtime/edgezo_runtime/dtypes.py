@@ -6,6 +6,7 @@ NumPy has no bfloat16: such weights are held as the uint16 of their bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ UINT8 = Dtype("uint8", np.dtype("u1"), "U8", 2)
 
 ALL = (FLOAT32, FLOAT16, BFLOAT16, INT64, INT8, UINT8)
 TRAINABLE = (FLOAT32, FLOAT16, BFLOAT16)
+_EXPONENTS = {FLOAT16: 0x7C00, BFLOAT16: 0x7F80}  # all ones: NaN or infinity
+_PIECE = 1 << 20  # elements checked at once
 _BY_NAME = {dtype.name: dtype for dtype in ALL}
 _BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in ALL}
 
@@ -73,3 +76,24 @@ def from_float32(values: np.ndarray, dtype: Dtype) -> np.ndarray:
         bits = values.astype(np.float32, order="C", copy=False).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     return values.astype(dtype.storage, order="C")
+
+
+def finite(xp: Any, values: Any, dtype: Dtype) -> bool:
+    """Whether flat `values` in storage of `dtype` hold neither NaN nor infinity.
+
+    They are read in pieces, with the array module `xp`.
+    """
+    exponent = _EXPONENTS.get(dtype)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
+        if exponent is not None:  # NumPy's arithmetic on float16 is slow
+            whole = int((piece.view(np.uint16) & np.uint16(exponent)).max()) != exponent
+        elif dtype != FLOAT32:
+            whole = True
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                # A finite dot product needs no array of answers; it may overflow, though.
+                whole = bool(xp.isfinite(xp.dot(piece, piece)) or xp.isfinite(piece).all())
+        if not whole:
+            return False
+    return True

@@ -16,8 +16,6 @@ from edgezo_runtime.errors import InputError
 from edgezo_runtime.select import FULL, resolve, select
 from edgezo_runtime.start import Start
 
-_CHUNK = 1 << 20  # elements checked at once
-
 
 class Weights:
     """A bundle's weights: the trained ones in an arena, the frozen ones mapped from their file.
@@ -105,7 +103,7 @@ class Weights:
             frozen = safetensors_file.map_tensor(self.bundle.weights, entry, own=start is not None)
             if start:
                 start.put(parameter.name, frozen, dtypes.named(parameter.dtype), np)
-            if not _finite(frozen):
+            if not dtypes.finite(np, frozen.reshape(-1), dtypes.named(parameter.dtype)):
                 raise InputError(
                     f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
                     "it cannot be tuned or run"
@@ -176,17 +174,3 @@ def _entry_for(
     if entry is None or (entry.dtype, entry.shape) != expected:
         raise InputError(f"{path} has no tensor {parameter.name!r} as the manifest describes it")
     return entry
-
-
-def _finite(array: np.ndarray) -> bool:
-    """Whether `array` holds neither NaN nor infinity; it is read in pieces."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        if chunk.dtype == dtypes.BFLOAT16.storage:
-            whole = bool(((chunk & 0x7F80) != 0x7F80).all())
-        else:
-            whole = chunk.dtype.kind != "f" or bool(np.isfinite(chunk).all())
-        if not whole:
-            return False
-    return True

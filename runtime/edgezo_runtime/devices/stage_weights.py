@@ -28,7 +28,7 @@ class StageWeights:
 
     Attributes:
         copied: what is fetched for the stage.
-        size: bytes of a buffer that it takes.
+        size: bytes of a buffer that it takes, a multiple of every dtype's.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class StageWeights:
             self.size = self._offsets[parameter.name] + array.nbytes
             self.copied.append(Copied(start, begin, self.size - begin, back))
             before = kind
+        self.size = max(-(-self.size // _APART), 1) * _APART
 
     def place(self, card: CudaDevice, buffer: Any) -> None:
         """Says into which buffer of the card the weights will be fetched."""
@@ -72,7 +73,7 @@ class StageWeights:
             size = dtype.storage.itemsize
             own = buffer[start : start + parameter.size * size].view(dtype.storage)
             self.binders[parameter.name] = card.binder(own.reshape(parameter.shape), dtype)
-            if parameter.name in self._arena.views:
+            if parameter.name in self._arena.views and parameter.size:
                 one = Placed(parameter, own, self._arena.noise_offsets[parameter.name])
                 placed.setdefault(dtype, []).append((one, start // size))
         with card.stream:
