@@ -79,11 +79,12 @@ class StreamedSession:
             raise
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {bundle.graph}: {error}") from error
-        last = {name: number for number, stage in enumerate(stages) for name in stage.weights}
+        last = dict.fromkeys(arena.views, len(stages) - 1)  # also of what nothing reads
+        last |= {name: number for number, stage in enumerate(stages) for name in stage.weights}
         self._stages: list[_Loaded] = []
         for number, stage in enumerate(stages):
-            ends = {name for name in stage.weights if last[name] == number}
-            read = [p for p in manifest.parameters if p.name in stage.weights]
+            ends = {name for name, end in last.items() if end == number}
+            read = [p for p in manifest.parameters if p.name in stage.weights | ends]
             own = StageWeights(arena, read, arrays, ends)
             self._stages.append(_Loaded(stage, sessions[stage.piece.model], own))
         size = max(stage.weights.size for stage in self._stages)

@@ -22,6 +22,7 @@ def write_tied(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
     shapes: dict[str, tuple[int, ...]] = {"table": (ROWS, width)}
     for number in range(LAYERS):
         shapes |= {f"layers.{number}.w": (width, width), f"layers.{number}.b": (width,)}
+    shapes["spare"] = (7,)  # which nothing reads
     tensors = {n: (rng.normal(size=s) / width**0.5).astype(dtype) for n, s in shapes.items()}
     write_bundle(folder, tensors)
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
