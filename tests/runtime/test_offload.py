@@ -19,6 +19,7 @@ from edgezo_runtime.arena import Term
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.devices.lane import Lane
+from edgezo_runtime.devices.offload_sweep import PendingSweeper
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.graph import Graph
 from edgezo_runtime.methods import make
@@ -29,7 +30,8 @@ from edgezo_runtime.stages import cut
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 from edgezo_runtime.weights import Weights
 
-UPPER = "layers.2*,layers.3*"
+STAGES = 5
+UPPER = "layers.[2-5]*"
 LR = np.float32(1e-3)
 
 
@@ -78,6 +80,7 @@ def test_a_graph_is_cut_between_its_layers(bundles: dict[str, Path]) -> None:
         {"table"},
         layers[0] | layers[1],
         layers[2] | layers[3],
+        layers[4] | layers[5],
         {"table"},
     ]
     assert stages[1].piece.model == stages[2].piece.model  # one session runs both
@@ -85,6 +88,7 @@ def test_a_graph_is_cut_between_its_layers(bundles: dict[str, Path]) -> None:
         ["h0"],
         ["h2"],
         ["h4"],
+        ["h6"],
         ["losses"],
     ]
 
@@ -149,11 +153,11 @@ def test_the_losses_of_a_step_take_one_visit(
         tuning = tuning_of(model, name, options)
         fetched.clear()
         steps(model, tuning, 2)
-        assert fetched["fetch"] == 2 * 4
+        assert fetched["fetch"] == 2 * STAGES
     parts = [rows_for_tied(3, seed) for seed in range(2)]
     whole = PartedBatch.of(parts)
     tuning.step(lambda: model.loss(whole), LR)
-    assert fetched["fetch"] == (2 + 2) * 4
+    assert fetched["fetch"] == (2 + 2) * STAGES
 
 
 def test_the_memory_is_written_every_few_steps(
@@ -162,8 +166,19 @@ def test_the_memory_is_written_every_few_steps(
     model = load(bundles["float32"], device="cuda-offload")
     tuning = tuning_of(model, "mezo")
     steps(model, tuning, 13)  # three terms each
-    assert fetched["fetch"] == 13 * 4
-    assert fetched["write_back"] == 2 * 4
+    assert fetched["fetch"] == 13 * STAGES
+    assert fetched["write_back"] == 2 * STAGES
+
+
+def test_the_memory_is_whole_when_a_loss_is_there(bundles: dict[str, Path]) -> None:
+    """Also where nothing has waited for a copy back before its buffer is fetched into."""
+    model, oracle = (load(bundles["float32"], device=d) for d in ("cuda-offload", "cpu"))
+    for one in (model, oracle):
+        one.arena.add(*(Term(Direction(1, i), np.float32(0.01)) for i in range(20)))
+        one.arena.foresee([])
+    assert model.loss(rows_for_tied(4, 0)) == oracle.loss(rows_for_tied(4, 0))
+    assert isinstance(model.arena.sweeper, PendingSweeper) and not model.arena.sweeper.pending
+    assert contents(model.arena) == contents(oracle.arena)
 
 
 def test_frozen_layers_in_front_are_computed_once_for_a_batch(
@@ -177,7 +192,7 @@ def test_frozen_layers_in_front_are_computed_once_for_a_batch(
         for one in (model, oracle):
             one.arena.add(Term(Direction(3, 1), np.float32(0.01)))
         assert model.loss(batch) == oracle.loss(batch)
-    assert fetched["fetch"] == 2 * (4 + 2) + 2 * 2
+    assert fetched["fetch"] == 2 * (5 + 3) + 2 * 3
 
 
 @pytest.mark.parametrize("when", [0, 2])

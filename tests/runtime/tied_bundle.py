@@ -13,7 +13,7 @@ from runtime_helpers import write_bundle
 
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 
-ROWS, LAYERS = 150, 4
+ROWS, LAYERS = 150, 6
 
 
 def write_tied(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
