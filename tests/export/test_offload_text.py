@@ -13,7 +13,6 @@ import pytest
 from helpers_text import write_tokenizer
 from tiny_checkpoints import VOCABULARY
 
-from edgezo.linear_probe import LOGITS
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import LEAN, open_bundle
 from edgezo_runtime.features import reveal
@@ -79,13 +78,13 @@ def test_hidden_states_are_revealed(
     """On devices that run the lean graph otherwise."""
     cuda_stand_in.install(monkeypatch)
     model = load(_with_tokenizer(bundle_folder("opt"), tmp_path), device=device)
-    revealed, batch = reveal(model.bundle, LOGITS), every_token(2, 5)
+    revealed, batch = reveal(model.bundle, "candidate_logits"), every_token(2, 5)
     with model.unbound():
         found = model.session(revealed.bundle, model.arena.views.keys()).forward(batch)
-    assert found[revealed.output].shape == (len(batch.positions), 32)
+    assert found[revealed.read].shape == (len(batch.positions), 32)
     table = model.weights.trained()["model.decoder.embed_tokens.weight"]
-    expected = found[revealed.output] @ table[batch.candidates].T
-    np.testing.assert_allclose(found[LOGITS], expected, atol=1e-4)
+    expected = found[revealed.read] @ table[batch.candidates].T
+    np.testing.assert_allclose(found["candidate_logits"], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["opt", "llama_untied"])
