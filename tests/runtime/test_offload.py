@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tied_bundle import LAYERS, rows_for_tied, write_tied
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Term
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.bundle import QUANTIZED, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.devices.lane import Lane
 from edgezo_runtime.devices.offload_sweep import PendingSweeper
@@ -267,3 +268,12 @@ def test_what_needs_the_weights_on_the_card_is_refused(bundles: dict[str, Path])
     with pytest.raises(InputError, match="cuda-offload"):
         open_device("cuda-offload:x")
     assert dtypes.FLOAT32 in model.arena.buffers
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    folder = write_tied(tmp_path / "tied")
+    manifest = json.loads((folder / "edgezo.json").read_text())
+    manifest["parameters"][1]["kind"] = QUANTIZED
+    (folder / "edgezo.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="quantised weights stay on the card: use device cuda"):
+        load(folder, device="cuda-offload")
