@@ -18,7 +18,6 @@ from edgezo.tasks.label_task import LabelTask
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.features import reveal
 from edgezo_runtime.model import Model
-from edgezo_runtime.session import Session
 
 _DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_BACK = 5  # one row in so many chooses the decay
@@ -104,10 +103,10 @@ def features(
     """
     output = str(model.bundle.manifest.task["output"]) if isinstance(task, Arrays) else LOGITS
     revealed = reveal(model.bundle, output)
-    weights = model.weights.arrays()
     found: Any = [None] * len(examples)
     with model.unbound():
-        session = Session(revealed.bundle, weights, weights.keys(), model.device)
+        changing = {parameter.name for parameter in model.bundle.manifest.parameters}
+        session = model.session(revealed.bundle, changing)
         for indices, batch in batches:
             values = session.forward(batch)[revealed.output]
             places = np.cumsum([0, *(_answers(examples[i]) for i in indices)])[:-1]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import types
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -92,25 +92,89 @@ class CudaError(RuntimeError):
 
 class _Context:
     mem_info = (3 << 20, 80 << 20)
-    ptr = 0
 
-    def __init__(self, *_: object, **__: object) -> None: ...
+    def __init__(self, *_: object) -> None: ...
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
 
-class _Stream(_Context):
-    """Counts how many times it is entered, and not left."""
+class Stream(_Context):
+    """One whose work is done at once, or, if it waits for nothing but events, when it has to be.
 
-    entered = 0
+    What is done too late or too early then shows, as far as a test looks.
+    """
+
+    late = True  # whether streams of copies put their work off
+    entered = 0  # how many times it is entered, and not left
+    _all: ClassVar[list[Stream]] = []
+
+    def __init__(self, non_blocking: bool) -> None:
+        self._put_off = non_blocking and Stream.late
+        self._queue: list[Callable[[], object]] = []
+        Stream._all.append(self)
+        self.ptr = len(Stream._all)
 
     def __enter__(self) -> None:
         self.entered += 1
 
     def __exit__(self, *_: object) -> None:
         self.entered -= 1
+
+    def do(self, work: Callable[[], object]) -> None:
+        self._queue.append(work)
+        if not self._put_off:
+            self.synchronize()
+
+    def until(self, work: Callable[[], object]) -> None:
+        while any(each is work for each in self._queue):
+            self._queue.pop(0)()
+
+    def synchronize(self) -> None:
+        while self._queue:
+            self._queue.pop(0)()
+
+    def wait_event(self, event: _Event) -> None:
+        stream, mark = event.stream, event.mark
+        if stream is not None:
+            self.do(lambda: stream.until(mark))
+
+
+class _Event:
+    stream: Stream | None = None
+
+    def __init__(self, block: bool, disable_timing: bool) -> None:
+        assert not block and disable_timing
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.mark = stream, lambda: None
+        stream.do(self.mark)
+
+    def mark(self) -> None: ...
+
+
+def _copy(target: int, source: int, size: int, kind: int, stream: int) -> None:
+    on_host = target if kind == _TO_HOST else source
+    assert any(0 <= on_host - start <= length - size for start, length in _pinned)
+    Stream._all[stream - 1].do(lambda: ctypes.memmove(target, source, size))
+
+
+class _PinnedMemory:
+    def __init__(self, size: int) -> None:
+        if _Memory.allocated + size > _Memory.limit:
+            raise CudaError("cudaErrorMemoryAllocation: out of memory")
+        self.bytes = np.full(size + 64, 0xAA, np.uint8)
+        self.start = -self.bytes.__array_interface__["data"][0] % 64
+        _pinned.append((self.bytes.__array_interface__["data"][0] + self.start, size))
+
+
+def _pinned_pointer(memory: _PinnedMemory, offset: int) -> np.ndarray:
+    return memory.bytes[memory.start : memory.bytes.size - 64 + memory.start]
+
+
+_pinned: list[tuple[int, int]] = []
+_TO_CARD, _TO_HOST = 1, 2
 
 
 class _RawModule:
@@ -202,9 +266,18 @@ def module(cards: int = 1) -> types.ModuleType:
         Memory=_Memory,
         MemoryPointer=lambda memory, offset: memory,
         UnownedMemory=_Unowned,
-        Stream=_Stream,
+        PinnedMemory=_PinnedMemory,
+        PinnedMemoryPointer=_pinned_pointer,
+        Stream=Stream,
+        Event=_Event,
         Device=_Context,
-        runtime=types.SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: cards),
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=CudaError,
+            getDeviceCount=lambda: cards,
+            memcpyAsync=_copy,
+            memcpyHostToDevice=_TO_CARD,
+            memcpyDeviceToHost=_TO_HOST,
+        ),
     )
     return fake
 

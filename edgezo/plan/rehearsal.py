@@ -224,7 +224,7 @@ class _Free:
         return 0.0, 1e-3
 
     def descend(
-        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: bool = False
+        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: float = 0
     ) -> float:
         self.passes += 1
         for name in names:

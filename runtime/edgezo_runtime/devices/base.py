@@ -29,6 +29,7 @@ class Device(abc.ABC):
         lean: whether it is faster with a bundle's lean graph.
         chunk: elements of long arrays that arithmetic takes at once.
         span: elements of a direction that are drawn at once.
+        streams: whether the weights lie elsewhere and pass through it in stages.
         threads: of the host, for sessions and sweeps that run there.
     """
 
@@ -36,6 +37,7 @@ class Device(abc.ABC):
     lean: ClassVar[bool] = False
     chunk: ClassVar[int]
     span: ClassVar[int]
+    streams: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

@@ -193,7 +193,8 @@ class CudaDevice(Device):
             free, total = cupy.cuda.Device(self.index).mem_info
             raise EdgezoError(
                 f"the card has {free >> 20} of {total >> 20} MiB free and {size >> 20} MiB more "
-                "are needed: free memory, tune fewer weights, or use a smaller model"
+                "are needed: use device cuda-offload, which leaves the weights in the host's "
+                "memory, or free some"
             ) from error
         return cupy.ndarray(shape, dtype, memory)
 

@@ -34,7 +34,7 @@ class BatchLoss:
         self.forwards += 1
         return self._model.loss(self._batch)
 
-    def descend(self, names: Sequence[str], take: Taker, keep: bool = False) -> float:
+    def descend(self, names: Sequence[str], take: Taker, keep: float = 0) -> float:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
         self.forwards += 1
         return self._model.descend(self._exact, names, take, keep)

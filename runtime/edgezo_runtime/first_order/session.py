@@ -28,7 +28,7 @@ class GradientSession:
         weights: every parameter by name: C-contiguous arrays of the device in storage dtype. They
             are aliased.
         device: where the weights lie.
-        keep: whether products with weights are kept between the passes; see `stages.plan`.
+        keep: how much is kept between the passes; see `stages.plan`.
 
     Raises:
         InputError: the bundle has no gradient graph, or it is damaged.
@@ -39,7 +39,7 @@ class GradientSession:
         bundle: Bundle,
         weights: Mapping[str, Any],
         device: Device,
-        keep: bool = False,
+        keep: float = 0,
     ) -> None:
         self._graph = read_graph(bundle, GRADIENTS)
         self._folder, self._keep, self._device = bundle.folder, keep, device

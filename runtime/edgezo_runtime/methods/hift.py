@@ -12,7 +12,7 @@ from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.methods.base import Estimate
 from edgezo_runtime.methods.first_order import FirstOrder
-from edgezo_runtime.methods.options import Choice, Whole
+from edgezo_runtime.methods.options import Choice, Number, Whole
 
 
 class Hift(FirstOrder):
@@ -31,7 +31,7 @@ class Hift(FirstOrder):
     """
 
     paper = "https://arxiv.org/abs/2401.15207"
-    keeps = False
+    keep_products = Number(0.0, least=0, most=1)
     on_disk = True
 
     order = Choice("bottom-up", ("bottom-up", "top-down", "random"))
