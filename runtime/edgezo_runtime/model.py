@@ -83,7 +83,7 @@ class Model:
             self.bind()
 
     def begin_at(self, start: Start) -> None:
-        """Puts fitted rows into one matrix; see `Weights.begin_at`."""
+        """Puts fitted rows into their matrix; see `Weights.begin_at`."""
         with self.unbound():  # a session would keep the matrix that is replaced
             self.weights.begin_at(start)
 
@@ -236,6 +236,7 @@ def load(
     threads: int | None = None,
     weights: Path | None = None,
     prefix: str = "",
+    start: Start | None = None,
 ) -> Model:
     """Loads a bundle.
 
@@ -246,6 +247,7 @@ def load(
         threads: of the session and the sweeps; all cores if None.
         weights: read the trained weights from this file instead of the bundle's.
         prefix: what the names in that file have in front of the parameters'.
+        start: rows that the weights began with beside the bundle's, if that file lacks them.
 
     Raises:
         InputError: the bundle is damaged, nothing matches `tune`, or there is no such device.
@@ -253,5 +255,7 @@ def load(
     place = open_device(device, threads)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     loaded = Weights(opened, tune, place)
+    if start is not None:
+        loaded.begin_at(start)
     loaded.load(weights, prefix=prefix)
     return Model(loaded)

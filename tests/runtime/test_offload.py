@@ -11,8 +11,8 @@ from typing import Any
 import cuda_stand_in
 import numpy as np
 import pytest
-from tied_bundle import LAYERS, rows_for_tied, write_tied
 from runtime_helpers import contents
+from tied_bundle import LAYERS, rows_for_tied, write_tied
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Term
