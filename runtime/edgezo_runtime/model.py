@@ -111,11 +111,19 @@ class Model:
 
         Options that share much of a prompt read it once; of their outputs there is ``logprobs``.
         """
+        return self.start(batch)()
+
+    def start(self, batch: BaseBatch) -> Callable[[], Outputs]:
+        """Starts a forward pass over `batch`; returns what waits for the outputs of `forward`.
+
+        The weights may be changed at once.
+        """
         self.weights.ready()
         shared = Shared.of(batch)
         if shared is not None and self.options is not None:
-            return self.options.score(shared)
-        return self._session.forward(batch)
+            outputs = self.options.score(shared)
+            return lambda: outputs
+        return self._session.start(batch)
 
     @functools.cached_property
     def generation(self) -> GenerationSession | None:
@@ -190,6 +198,14 @@ class Model:
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
+
+    def later(self, batch: BaseBatch) -> Callable[[], float]:
+        """Starts what `loss` needs, at the present weights; returns what waits for it."""
+        if type(batch).loss is not BaseBatch.loss:  # it may take several passes
+            loss = self.loss(batch)
+            return lambda: loss
+        outputs = self.start(batch)
+        return lambda: batch.objective.loss(outputs())
 
     def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: float) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
