@@ -197,12 +197,12 @@ class Model:
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
-        return batch.loss(self)
+        return self.later(batch)()
 
     def later(self, batch: BaseBatch) -> Callable[[], float]:
         """Starts what `loss` needs, at the present weights; returns what waits for it."""
         if type(batch).loss is not BaseBatch.loss:  # it may take several passes
-            loss = self.loss(batch)
+            loss = batch.loss(self)
             return lambda: loss
         outputs = self.start(batch)
         return lambda: batch.objective.loss(outputs())
