@@ -141,7 +141,7 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            check_graph(model.bundle, made.graph)
+            check_graph(model.bundle, model.device, made.graph)
         adapter = model.bundle.manifest.adapter
         begin_adapter(model.weights, seed)
         found = None

@@ -33,7 +33,7 @@ def check_the_same(
     """Checks that a cache of the rows of `first` serves `others`, made of the same rows."""
     expected = [model.forward(batch) for batch in others]
     with model.cached_prefix(path, lambda: first):
-        prefix = model._session._prefix
+        prefix = model._resident._prefix
         assert prefix is not None
         with mock.patch.object(prefix, "run", side_effect=AssertionError("it ran")):
             found = [model.forward(batch) for batch in others]

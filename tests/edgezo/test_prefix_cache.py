@@ -184,7 +184,7 @@ def test_what_cannot_be_kept_is_refused(bundle: Path, tmp_path: Path) -> None:
     refused(called(*words, *asked, "--objective", "f1"), 2, "texts that the whole model writes")
     assert not (tmp_path / "run").exists()
     model = load(bundle, tune=UPPER, threads=1)
-    compute = model._session.compute_prefix
+    compute = model._resident.compute_prefix
     with (
         mock.patch.object(
             model._session,

@@ -98,7 +98,7 @@ def test_the_prefix_runs_again_for_other_inputs_only(
 ) -> None:
     model = load(folder, tune="second", threads=1)
     ran = []
-    session = model._session
+    session = model._resident
     assert session._prefix is not None
     run = session._prefix.run
     monkeypatch.setattr(session._prefix, "run", lambda *a, **k: ran.append(1) or run(*a, **k))

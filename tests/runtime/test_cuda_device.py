@@ -152,7 +152,7 @@ def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
     for tune in ("full", "bias,second"):
         model = load(bundle, tune=tune, device="cuda")
         check_recorded_runs(model, load(bundle, tune=tune))
-        parts = model._session._parts
+        parts = model._resident._parts
         assert len(parts) == 1 + (tune != "full")
         assert isinstance(parts[-1], RecordedPart)
         assert len(parts[-1]._recordings) == 3
