@@ -140,7 +140,7 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            model.check_graph(made.graph)
+            check_graph(model.bundle, model.device, made.graph)
         adapter = model.bundle.manifest.adapter
         begin_adapter(model.weights, seed)
         found = None

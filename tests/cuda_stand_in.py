@@ -135,13 +135,13 @@ class Stream(_Context):
         while self._queue:
             self._queue.pop(0)()
 
-    def wait_event(self, event: _Event) -> None:
+    def wait_event(self, event: Event) -> None:
         stream, mark = event.stream, event.mark
         if stream is not None:
             self.do(lambda: stream.until(mark))
 
 
-class _Event:
+class Event:
     stream: Stream | None = None
 
     def __init__(self, block: bool, disable_timing: bool) -> None:
@@ -150,6 +150,10 @@ class _Event:
     def record(self, stream: Stream) -> None:
         self.stream, self.mark = stream, lambda: None
         stream.do(self.mark)
+
+    def synchronize(self) -> None:
+        if self.stream is not None:
+            self.stream.until(self.mark)
 
     def mark(self) -> None: ...
 
@@ -268,8 +272,9 @@ def module(cards: int = 1) -> types.ModuleType:
         UnownedMemory=_Unowned,
         PinnedMemory=_PinnedMemory,
         PinnedMemoryPointer=_pinned_pointer,
+        alloc_pinned_memory=lambda size: _pinned_pointer(_PinnedMemory(size), 0),
         Stream=Stream,
-        Event=_Event,
+        Event=Event,
         Device=_Context,
         runtime=types.SimpleNamespace(
             CUDARuntimeError=CudaError,

@@ -88,7 +88,7 @@ class Rehearsal:
             method = self._make(name, self._weights.arena)
             check_method(dataclasses.replace(self._settings, method=name))
             if method.graph:
-                check_graph(self._weights.bundle, method.graph)
+                check_graph(self._weights.bundle, self._weights.device, method.graph)
         except InputError as error:
             return str(error)
         gradients = 0

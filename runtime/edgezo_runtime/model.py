@@ -14,7 +14,6 @@ from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
@@ -112,11 +111,19 @@ class Model:
 
         Options that share much of a prompt read it once; of their outputs there is ``logprobs``.
         """
+        return self.start(batch)()
+
+    def start(self, batch: BaseBatch) -> Callable[[], Outputs]:
+        """Starts a forward pass over `batch`; returns what waits for the outputs of `forward`.
+
+        The weights may be changed at once.
+        """
         self.weights.ready()
         shared = Shared.of(batch)
         if shared is not None and self.options is not None:
-            return self.options.score(shared)
-        return self._session.forward(batch)
+            outputs = self.options.score(shared)
+            return lambda: outputs
+        return self._session.start(batch)
 
     @functools.cached_property
     def generation(self) -> GenerationSession | None:
@@ -126,27 +133,17 @@ class Model:
         """
         return GenerationSession(self.weights, self.device) if self.bundle.generates else None
 
-    def check_graph(self, name: str) -> None:
-        """Checks that the derivatives of graph `name` can be taken; raises InputError if not."""
-        self._check_resident()
-        check_graph(self.bundle, name)
-
     def check_prefix(self) -> None:
         """Checks that `cached_prefix` can be; raises InputError where it cannot."""
         self._resident.layout()
 
-    def _check_resident(self) -> None:
-        if self.device.streams:
-            raise InputError(
-                f"device {self.device.name} has neither true gradients nor --prefix-cache: use a "
-                "method of forward passes alone without it, or another device"
-            )
-
     @property
     def _resident(self) -> Session:
         """The session over weights on the device; raises InputError if they lie elsewhere."""
-        self._check_resident()
-        assert isinstance(self._session, Session)
+        if not isinstance(self._session, Session):
+            raise InputError(
+                f"device {self.device.name} has no --prefix-cache: leave it out, or use device cuda"
+            )
         return self._session
 
     @contextlib.contextmanager
@@ -202,7 +199,15 @@ class Model:
 
     def loss(self, batch: BaseBatch) -> float:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
-        return batch.loss(self)
+        return self.later(batch)()
+
+    def later(self, batch: BaseBatch) -> Callable[[], float]:
+        """Starts what `loss` needs, at the present weights; returns what waits for it."""
+        if type(batch).loss is not BaseBatch.loss:  # it may take several passes
+            loss = batch.loss(self)
+            return lambda: loss
+        outputs = self.start(batch)
+        return lambda: batch.objective.loss(outputs())
 
     def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: float) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
@@ -213,7 +218,6 @@ class Model:
             take: called once for each.
             keep: how much is kept between the passes; see `stages.plan`.
         """
-        self._check_resident()
         self.weights.settle()
         if keep not in self._gradients:
             weights = self.weights.arrays()
@@ -231,7 +235,6 @@ class Model:
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
-        self._check_resident()
         self.weights.settle()
         with self.device.queue:
             if isinstance(batch, PartedBatch):

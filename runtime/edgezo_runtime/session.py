@@ -7,7 +7,7 @@ changes: this is the one way in which ONNX Runtime sees each change of each weig
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -95,12 +95,21 @@ class Session:
         Raises:
             EdgezoError: ONNX Runtime failed.
         """
+        return self.start(batch)()
+
+    def start(self, batch: BaseBatch) -> Callable[[], Outputs]:
+        """Starts a forward pass; returns what waits for its outputs. Both may raise EdgezoError."""
         feeds = batch.feeds()
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
-            outputs = self._suffix.run(feeds, self._outputs)
-        return dict(zip(self._outputs, outputs, strict=True))
+            wait = self._suffix.start(feeds, self._outputs)
+
+        def outputs() -> Outputs:
+            with failures(feeds):
+                return dict(zip(self._outputs, wait(), strict=True))
+
+        return outputs
 
     def layout(self) -> Layout:
         """Returns how what the frozen layers compute falls into rows.

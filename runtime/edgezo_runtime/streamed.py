@@ -8,7 +8,7 @@ the losses of one batch after several moves, all of them are computed in one vis
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,11 @@ class StreamedSession:
                 return one.outputs
         with failures(feeds):
             return self._visit(feeds)
+
+    def start(self, batch: BaseBatch) -> Callable[[], Outputs]:
+        """Runs a forward pass; returns what returns its outputs."""
+        outputs = self.forward(batch)
+        return lambda: outputs
 
     def _visit(self, feeds: _Feeds) -> Outputs:
         """Returns the outputs at the present weights, and keeps those that are foreseen."""

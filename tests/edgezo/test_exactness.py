@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -295,13 +296,13 @@ def test_a_step_that_raises_leaves_no_trace(
         np.testing.assert_array_equal(model.forward(batch)["logprobs"], before)
         calls = iter([1.0])
 
-        def loss(batch: Batch) -> float:
+        def later(batch: Batch) -> Callable[[], float]:
             for value in calls:
-                return value
+                return lambda value=value: value
             raise Impatient  # between the two forward passes
 
         with monkeypatch.context() as patched:
-            patched.setattr(model, "loss", loss)
+            patched.setattr(model, "later", later)
             with pytest.raises(Impatient):
                 tuner.step(batch)
         if tuner.step_index == 20:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cuda_stand_in
 import numpy as np
 import pytest
 from edgezo_runs import called, refused, result_of
+from safetensors.numpy import load_file
 
 from edgezo.callbacks import Callback
 from edgezo.data.mixed import MixedPlan
@@ -283,6 +285,27 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
         done = called("resume", broken)
         assert done.status == 0, done.err
         assert result_of(broken) == result_of(whole)
+
+
+def test_a_run_on_the_card_is_the_cpu_s_within_rounding(
+    bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the card; also where the frozen layers are read from a file."""
+    cuda_stand_in.install(monkeypatch)
+    upper = ("--tune", "model.layers.1.*", "--prefix-cache", "float32")
+    for method, flags in (("hift-adamw", ()), ("addax-wa", upper)):
+        runs = [tmp_path / f"{method}-{device}" for device in ("cpu", "cuda")]
+        for run in runs:
+            device = run.name.rpartition("-")[2]
+            chosen = ("--method", method, "--device", device, "--snapshot-every", 8, *flags)
+            train(bundle, data, run, *chosen)
+        ours, theirs = (load_file(run / "model.safetensors") for run in runs)
+        for name, weights in theirs.items():
+            np.testing.assert_allclose(ours[name], weights, rtol=1e-4, atol=1e-5)
+        whole = result_of(runs[1])
+        (runs[1] / "model.safetensors").unlink()
+        assert called("resume", runs[1]).status == 0
+        assert result_of(runs[1]) == whole
 
 
 class StopAfter(Callback):

@@ -22,6 +22,7 @@ from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order import rules
+from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
@@ -204,6 +205,21 @@ def test_updates_have_the_cpu_s_bits(card: Device) -> None:
             kept = {slot: device.host(array).tobytes() for slot, array in state.arrays.items()}
             found.append((contents(arena), kept))
         assert found[0] == found[1], kind.name
+
+
+@pytest.mark.parametrize("name", ["mezo", "es", "spsa-n"])
+def test_a_step_that_waits_once_is_the_same(card: Device, bundle: Path, name: str) -> None:
+    """Passes that are queued while the one before is computed, on shapes that come back."""
+    found = []
+    for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
+        model = load(bundle, device="cuda")
+        method = make(name, model.arena, 5, {})
+        estimates = []
+        for number in range(1, 30):
+            loss = kind(model, batch_of(number % 7))
+            estimates.append(method.step(number, loss, np.float32(1e-3)))
+        found.append((estimates, contents(model.arena)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

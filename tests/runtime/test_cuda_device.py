@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import cuda_stand_in
 import numpy as np
 import pytest
-from classifier_bundle import check_recorded_runs, write_classifier
+from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
 from runtime_helpers import Specs, contents, fill, write_bundle
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
-from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.devices import CpuDevice, Device, cuda, open_device
 from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
 from edgezo_runtime.model import load
@@ -153,3 +156,42 @@ def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
         assert len(parts) == 1 + (tune != "full")
         assert isinstance(parts[-1], RecordedPart)
         assert len(parts[-1]._recordings) == 3
+
+
+@pytest.mark.parametrize(("name", "passes"), [("mezo", 2), ("es", 8), ("one-sided", 2)])
+def test_a_step_waits_once_all_its_passes_are_queued(
+    card: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, passes: int
+) -> None:
+    events: list[str] = []
+    bring, synchronize = cuda.CudaDevice.bring, cuda_stand_in.Event.synchronize
+
+    def queue(*given: Any) -> Any:
+        events.append("queued")
+        return bring(*given)
+
+    def wait(event: cuda_stand_in.Event) -> None:
+        events.append("waited")
+        synchronize(event)
+
+    monkeypatch.setattr(cuda.CudaDevice, "bring", queue)
+    monkeypatch.setattr(cuda_stand_in.Event, "synchronize", wait)
+    model = load(write_classifier(tmp_path), device="cuda")
+    method = make(name, model.arena, 5, {})
+    loss = BatchLoss(model, rows_for_classifier(5, 0))
+    for number in (1, 2):  # the shape is recorded in the first of them
+        method.step(number, loss, np.float32(1e-3))
+    assert events == (["queued"] * passes + ["waited"] * passes) * 2
+    assert loss.forwards == 2 * passes
+
+
+@pytest.mark.parametrize("name", ["mezo", "es", "spsa-n"])
+def test_a_step_that_waits_once_is_the_same(card: Device, tmp_path: Path, name: str) -> None:
+    bundle, found = write_classifier(tmp_path), []
+    for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
+        model = load(bundle, device="cuda")
+        method = make(name, model.arena, 5, {})
+        losses = (kind(model, rows_for_classifier(5, number)) for number in range(1, 5))
+        steps = enumerate(losses, start=1)
+        estimates = [method.step(number, loss, np.float32(1e-3)) for number, loss in steps]
+        found.append((estimates, contents(model.arena)))
+    assert found[0] == found[1]

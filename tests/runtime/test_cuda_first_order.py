@@ -11,6 +11,9 @@ import pytest
 from layered_bundle import rows_for_layered, write_layered
 from steps_on_devices import DIFFERENTIATING, begin, check_agreement, check_resume
 
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.loss import BatchLoss
+from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.parts import PartedBatch
@@ -67,6 +70,15 @@ def test_slopes_are_the_cpu_s(bundle: Path) -> None:
     for step in (1, 2):
         slopes = [model.derivative(batch, Direction(5, step)) for model in models]
         assert slopes[0] == pytest.approx(slopes[1], rel=1e-6)
+
+
+def test_weights_that_pass_through_the_card_are_refused(bundle: Path) -> None:
+    model = load(bundle, device="cuda-offload", threads=1)
+    for method, kind in (("adamw", "gradient"), ("forward-grad", "tangent")):
+        with pytest.raises(InputError, match=f"{kind} graphs need all weights in one place"):
+            make(method, model.arena, 0, {}).step(
+                1, BatchLoss(model, rows_for_layered(2, 0)), np.float32(0.1)
+            )
 
 
 def test_a_group_s_state_lies_on_the_card_and_the_rest_on_disk(bundle: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,23 @@ class CudaDevice(Device):
 
     def host(self, array: Any) -> np.ndarray:
         return self._cupy.asnumpy(array, stream=self.stream)
+
+    def bring(self, arrays: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+        """Queues copies of `arrays` to the host's memory; returns what waits for them."""
+        cuda = self._cupy.cuda
+        runtime = cuda.runtime
+        copies = [_pinned(cuda, array.shape, array.dtype) for array in arrays]
+        for array, copy in zip(arrays, copies, strict=True):
+            target, source, kind = copy.ctypes.data, array.data.ptr, runtime.memcpyDeviceToHost
+            runtime.memcpyAsync(target, source, array.nbytes, kind, self.stream.ptr)
+        done = cuda.Event(block=False, disable_timing=True)
+        done.record(self.stream)
+
+        def wait(keep: Sequence[Any] = arrays) -> list[np.ndarray]:
+            done.synchronize()
+            return copies
+
+        return wait
 
     def fill(self, buffer: Any, array: Any) -> None:
         """Copies `array`, of NumPy or of the card, to `buffer`, in the stream's order."""
@@ -207,6 +224,13 @@ class CudaDevice(Device):
         for start in range(0, flat.size, count):
             # A contiguous copy: a mapped file's pages are read here, not by the driver.
             flat[start : start + count].set(np.array(values[start : start + count]))
+
+
+def _pinned(cuda: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array of the host's memory that the card writes to by itself."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = cuda.alloc_pinned_memory(max(size, 1))
+    return np.frombuffer(memory, np.uint8)[:size].view(dtype).reshape(shape)
 
 
 def check_runtime() -> None:

@@ -5,7 +5,7 @@ A forward pass of a small model is a thousand launches, which take longer than w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,11 @@ class RecordedPart(Part):
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
     ) -> list[Any]:
         assert not stay
+        return self.start(feeds, outputs)()
+
+    def start(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> Callable[[], list[np.ndarray]]:
         feeds = {name: array for name, array in feeds.items() if name in self.inputs}
         feeds |= self._held
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
@@ -75,7 +80,7 @@ class RecordedPart(Part):
                 self._device.fill(buffer, feeds[name])
             self._session.run_with_iobinding(recording.binding, recording.options)
             values = recording.outputs
-        return [self._device.host(values[name]) for name in outputs]
+        return self._device.bring([values[name] for name in outputs])
 
     def _run_plainly(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         for name, array in feeds.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,3 +59,13 @@ class Part:
         self._session.run_with_iobinding(self._binding)
         values = self._binding.get_outputs()
         return values if stay else [value.numpy() for value in values]
+
+    def start(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> Callable[[], list[np.ndarray]]:
+        """Starts a run, as `run` does; returns what waits for its outputs.
+
+        What the run reads may be changed at once, in the device's order.
+        """
+        values = self.run(feeds, outputs)
+        return lambda: values

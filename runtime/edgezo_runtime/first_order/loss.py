@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgezo_runtime.batch import BaseBatch
@@ -33,6 +33,11 @@ class BatchLoss:
         """Returns the loss, in nats."""
         self.forwards += 1
         return self._model.loss(self._batch)
+
+    def later(self) -> Callable[[], float]:
+        """Starts a forward pass at the present weights; returns what waits for the loss."""
+        self.forwards += 1
+        return self._model.later(self._batch)
 
     def descend(self, names: Sequence[str], take: Taker, keep: float = 0) -> float:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""

@@ -26,7 +26,7 @@ class Pieces:
 
     def __init__(self, folder: Path, device: Device) -> None:
         self._folder, self._device = folder, device
-        self._sessions: dict[bytes, Any] = {}
+        self._sessions: dict[bytes, tuple[Any, set[str]]] = {}
 
     def run(self, piece: Piece, values: Values) -> None:
         """Runs one piece on `values`, and adds what it makes to them.
@@ -35,27 +35,34 @@ class Pieces:
             InputError: ONNX Runtime cannot load it.
             EdgezoError: ONNX Runtime failed.
         """
-        session = self._sessions.get(piece.model)
-        if session is None:
-            try:
-                session = self._device.open_session(piece.model, piece=True)
-            except Exception as error:
-                raise InputError(
-                    f"ONNX Runtime cannot load the graph of gradients of {self._folder}: {error}"
-                ) from error
-            self._sessions[piece.model] = session
+        session, sizes = self._session(piece.model)
         binding = session.io_binding()  # a fresh one: it would keep these values alive
         try:
             for name, own in piece.inputs:
                 values.bind(name, binding, own)
             for _, own in piece.outputs:
-                self._device.bind_output(binding, own)
+                if own in sizes:
+                    binding.bind_output(own)
+                else:
+                    self._device.bind_output(binding, own)
             session.run_with_iobinding(binding)
         except Exception as error:
             raise EdgezoError(f"ONNX Runtime failed on a gradient: {error}") from error
         made = binding.get_outputs()
         del binding
         values.done([name for name, _ in piece.outputs], made)
+
+    def _session(self, model: bytes) -> tuple[Any, set[str]]:
+        """Returns the session of a piece, and which outputs ONNX Runtime reads on the host."""
+        if model not in self._sessions:
+            try:
+                session = self._device.open_session(model, piece=True)
+            except Exception as error:
+                raise InputError(
+                    f"ONNX Runtime cannot load the graph of gradients of {self._folder}: {error}"
+                ) from error
+            self._sessions[model] = session, {o.name for o in session.get_outputs() if _is_size(o)}
+        return self._sessions[model]
 
 
 class Values:
@@ -111,6 +118,11 @@ def bind_weights(bundle: Bundle, weights: Mapping[str, Any], device: Device) -> 
         p.name: device.binder(weights[p.name], dtypes.named(p.dtype))
         for p in bundle.manifest.parameters
     }
+
+
+def _is_size(output: Any) -> bool:
+    """Whether an output says how large something is, and is no data."""
+    return output.type == "tensor(int64)" and len(output.shape) < 2
 
 
 def fed(array: np.ndarray) -> Binder:

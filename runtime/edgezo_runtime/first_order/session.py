@@ -41,7 +41,7 @@ class GradientSession:
         device: Device,
         keep: float = 0,
     ) -> None:
-        self._graph = read_graph(bundle, GRADIENTS)
+        self._graph = read_graph(bundle, device, GRADIENTS)
         self._folder, self._keep, self._device = bundle.folder, keep, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = bind_weights(bundle, weights, device)

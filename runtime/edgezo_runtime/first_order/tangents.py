@@ -65,7 +65,7 @@ class TangentSession:
     def __init__(
         self, bundle: Bundle, weights: Mapping[str, Any], arena: Arena, device: Device
     ) -> None:
-        self._graph = read_graph(bundle, TANGENTS)
+        self._graph = read_graph(bundle, device, TANGENTS)
         self._bundle, self._arena, self._device = bundle, arena, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = bind_weights(bundle, weights, device)

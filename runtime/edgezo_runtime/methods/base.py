@@ -243,12 +243,12 @@ class Method(abc.ABC):
         self.arena.defer(along(direction, coefficient))
 
     def losses(self, walk: Walk, moves: Sequence[Sequence[Term]]) -> list[float]:
-        """Returns the loss after each of `moves`, one after the other."""
-        found = []
+        """Returns the loss after each of `moves`; all passes are started before one is awaited."""
+        started = []
         for number, terms in enumerate(moves, start=1):
             self.arena.defer(*terms)
-            found.append(walk.loss(moves[number:]))
-        return found
+            started.append(walk.later(moves[number:]))
+        return [wait() for wait in started]
 
     def restore(self, slopes: Sequence[Slope]) -> None:
         """Takes the weights back to where they were before the step."""

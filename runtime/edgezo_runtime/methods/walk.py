@@ -27,6 +27,15 @@ class Differentiable(Protocol):
         ...
 
 
+@runtime_checkable
+class Startable(Protocol):
+    """A loss that need not be waited for before the weights are changed again."""
+
+    def later(self) -> Callable[[], float]:
+        """Starts a forward pass at the present weights; returns what waits for the loss."""
+        ...
+
+
 class Walk(abc.ABC):
     """One step in progress.
 
@@ -41,9 +50,13 @@ class Walk(abc.ABC):
         self.lr = lr
         self.skipped = False
 
+    def loss(self) -> float:
+        """Returns the loss at the arena's present weights; NaN in a replay."""
+        return self.later()()
+
     @abc.abstractmethod
-    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
-        """Returns the loss at the arena's present weights; NaN in a replay.
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
+        """Starts what `loss` needs; returns what waits for it, to be called once and in order.
 
         `ahead` is what will be added before each of the losses that follow, as far as it is known.
         """
@@ -82,11 +95,16 @@ class Measured(Walk):
         self._scalars: tuple[np.float32, ...] = ()
         self._flags = 0
 
-    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
         self._arena.add()
         self._arena.foresee(ahead)
-        self.losses.append(self._loss())
-        return self.losses[-1]
+        wait = _start(self._loss)
+
+        def read() -> float:
+            self.losses.append(wait())
+            return self.losses[-1]
+
+        return read
 
     def slope(self, direction: AnyDirection) -> float:
         if not isinstance(self._loss, Differentiable):
@@ -125,8 +143,8 @@ class Replayed(Walk):
         self._record = record
         self._next = 0
 
-    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
-        return float("nan")
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
+        return lambda: float("nan")
 
     def slope(self, direction: AnyDirection) -> float:
         return float("nan")
@@ -139,3 +157,11 @@ class Replayed(Walk):
 
     def choice(self, flag: int) -> int:
         return self._record.flags & ~SKIPPED
+
+
+def _start(loss: Callable[[], float]) -> Callable[[], float]:
+    """Starts a loss that can be waited for, or computes it; returns what returns it."""
+    if isinstance(loss, Startable):
+        return loss.later()
+    value = loss()
+    return lambda: value
