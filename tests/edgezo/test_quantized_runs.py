@@ -80,7 +80,7 @@ def test_bad_words(plain: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_norms_over_integers(plain: Path, data: Path, tmp_path: Path) -> None:
-    run = train(plain, data, tmp_path / "run", "--tune", "norm")
+    run = train(plain, data, tmp_path / "run", "--tune", "norm", "--start", "base")
     out = replayed(run, plain, tmp_path / "replayed")
     tuned = run / "model.safetensors"
     assert (out / "model.safetensors").read_bytes() == tuned.read_bytes()
