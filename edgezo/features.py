@@ -11,7 +11,6 @@ from edgezo.tasks.base import BaseExample, Example
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.features import Revealed, reveal
 from edgezo_runtime.model import Model
-from edgezo_runtime.session import Session
 
 LOGITS = "candidate_logits"
 Batches = Iterable[tuple[np.ndarray, BaseBatch]]
@@ -61,9 +60,9 @@ def read_answers(
         keep: gets an example's index, the features of its answers, (answers, hidden), and the
             outputs there, (answers, choices).
     """
-    weights = model.weights.arrays()
+    changing = {parameter.name for parameter in model.bundle.manifest.parameters}
     with model.unbound():
-        session = Session(revealed.bundle, weights, weights.keys(), model.device)
+        session = model.session(revealed.bundle, changing)
         for indices, batch in batches:
             outputs = session.forward(batch)
             ends = np.cumsum([_answers(examples[index]) for index in indices])[:-1]

@@ -90,6 +90,7 @@ def train(
         EdgezoError: a full disk, or a run that diverged.
     """
     settings = complete(settings)
+    RunFolder(settings.out).check_new()
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)

@@ -126,9 +126,14 @@ class Weights:
 
     def settle(self) -> None:
         """Brings the weights up to date; whoever reads them calls this first."""
+        self.ready()
+        self.arena.settle()
+
+    def ready(self) -> None:
+        """Makes the weights what a forward pass shall see, wherever they lie."""
         if self.mend is not None:
             self.mend()
-        self.arena.settle()
+        self.arena.add()
 
     def arrays(self) -> dict[str, Any]:
         """Returns every parameter by name, in manifest order, as a `Session` takes them.
