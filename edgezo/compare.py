@@ -115,6 +115,9 @@ def plan(
                         f"task {task} has no rows to evaluate on; write it as "
                         f"{task}=TRAIN.jsonl:DEV.jsonl, or give eval_examples"
                     )
+                for path in filter(None, (made.data, made.eval_data)):
+                    if not Path(path).is_file():
+                        raise InputError(f"task {task} has no file {path}: give the path of one")
                 runs.append(Run(task, method, made, baseline))
                 if method == ZERO_SHOT and made.eval_data:
                     break  # the same for every seed

@@ -139,9 +139,9 @@ def card_bytes(device: Device) -> int | None:
 
     ONNX Runtime keeps what it once had, so that it is the most that the process held, too.
     """
-    if device.name != "cuda":
+    if device.name == "cpu":
         return None
-    card: Any = device
+    card: Any = getattr(device, "card", device)  # of a device whose weights lie beside it
     free, total = card.xp.cuda.Device(card.index).mem_info
     return total - free
 

@@ -162,6 +162,7 @@ def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pa
         (("--data", task, "--methods", "adam"), "method 'adam' is unknown"),
         (("--data", task, "--methods", "mezo", "--seeds", "a"), "seed 'a' is no whole number"),
         (("--data", task), "nothing to compare: give --methods"),
+        (("--data", f"{task}x", "--methods", "mezo"), "task mine has no file"),
         (("--config", typo), "method 'adam' is unknown; use one of default, mezo"),
         (("--config", shown), "in_context is 0; use a whole number from 1 on"),
         (("--config", odd), "in_context is a setting of icl, not of linear-probe"),
