@@ -16,7 +16,10 @@ from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.safetensors_file import map_tensor, read_header
 
-FLAGS = ("--steps", 2, "--threads", 1, "--batch-size", 4, "--lr", 0.1, "--eps", 1e-2)
+FLAGS = (
+    "--steps", 2, "--threads", 1, "--batch-size", 4, "--lr", 0.1, "--eps", 1e-2,
+    "--start", "base",
+)  # fmt: skip
 LORA = ("--tune", "lora", "--rank", 2, "--target", "all-linear")
 
 
@@ -80,7 +83,7 @@ def test_bad_words(plain: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_norms_over_integers(plain: Path, data: Path, tmp_path: Path) -> None:
-    run = train(plain, data, tmp_path / "run", "--tune", "norm", "--start", "base")
+    run = train(plain, data, tmp_path / "run", "--tune", "norm")
     out = replayed(run, plain, tmp_path / "replayed")
     tuned = run / "model.safetensors"
     assert (out / "model.safetensors").read_bytes() == tuned.read_bytes()
