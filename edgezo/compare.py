@@ -21,7 +21,7 @@ from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
 from edgezo.tasks.prompts import names
-from edgezo.train import Result, resume, train
+from edgezo.train import Result, check_method, resume, train
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
 from edgezo_runtime.methods import METHODS
@@ -109,11 +109,15 @@ def plan(
                         f"method {made.method!r} is unknown; use one of "
                         + ", ".join((DEFAULT, *METHODS, *baselines.NAMES))
                     )
+                check_method(made)
                 if not (made.eval_data or made.eval_examples):
                     raise InputError(
                         f"task {task} has no rows to evaluate on; write it as "
                         f"{task}=TRAIN.jsonl:DEV.jsonl, or give eval_examples"
                     )
+                for path in filter(None, (made.data, made.eval_data)):
+                    if not Path(path).is_file():
+                        raise InputError(f"task {task} has no file {path}: give the path of one")
                 runs.append(Run(task, method, made, baseline))
                 if method == ZERO_SHOT and made.eval_data:
                     break  # the same for every seed

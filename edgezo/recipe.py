@@ -27,12 +27,12 @@ class Recipe:
 
 
 #: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
-#: Adapters begin at the base, which other programs put them over.
+#: A prefix and a prompt begin at the base: PEFT has no place for fitted rows beside them.
 _RECIPES: Mapping[str, Recipe] = {
     UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=5e-3, steps=300, start=AUTO),
     SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300, start=AUTO),
     FULL: Recipe(eps=1e-3, lr=2e-5, start=AUTO),
-    "lora": Recipe(eps=1e-2, lr=1e-3),
+    "lora": Recipe(eps=1e-2, lr=1e-3, start=AUTO),
     "prefix": Recipe(),
     "prompt": Recipe(),
     "head": Recipe(start=AUTO),

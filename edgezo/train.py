@@ -20,7 +20,15 @@ from edgezo.head_start import HeadStart, NoStart, check_start, fit_head
 from edgezo.prefix import cached_prefix, check_prefix
 from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
-from edgezo.settings import ADAPTER_SETTINGS, AUTO, BASE, PROBE, RunSettings, Settings
+from edgezo.settings import (
+    ADAPTER_SETTINGS,
+    AUTO,
+    BASE,
+    METHOD_SETTINGS,
+    PROBE,
+    RunSettings,
+    Settings,
+)
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
@@ -30,6 +38,7 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods import METHODS
 from edgezo_runtime.methods.first_order import FirstOrder
+from edgezo_runtime.methods.options import choose
 from edgezo_runtime.methods.probe import PROBES
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.tuning import begin_adapter
@@ -128,9 +137,14 @@ def _tuner(
 
 
 def check_method(settings: RunSettings) -> None:
-    """Raises InputError if the settings ask of their method what it cannot do."""
+    """Raises InputError if there is no such method, or the settings ask what it cannot do."""
     known = METHODS.get(settings.method)
-    if known is None or not issubclass(known, FirstOrder):
+    if known is None:
+        raise InputError(f"method {settings.method!r} is unknown; use one of " + ", ".join(METHODS))
+    own = {name: getattr(settings, name) for name in METHOD_SETTINGS} | (settings.options or {})
+    given = {name: value for name, value in own.items() if value is not None}
+    choose(known, f"method {settings.method}", given)
+    if not issubclass(known, FirstOrder):
         return
     if settings.keep == "best":
         raise InputError(

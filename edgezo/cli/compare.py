@@ -76,7 +76,8 @@ def command(
         raise InputError("bundle is missing: give BUNDLE")
     tasks = dict(_task(item) for item in data) or _mapping(given, "data")
     named = {name: {} for name in _split(methods)} if methods else _mapping(given, "methods")
-    numbers = [_seed(text) for text in (_split(seeds) if seeds else given.get("seeds", [0]))]
+    listed = _split(seeds) if seeds else given.get("seeds", [0])
+    numbers = [_seed(each) for each in (listed if isinstance(listed, list) else [listed])]
     if in_context:
         named = {ICL: {}} | named
         named[ICL] = {**named[ICL], "in_context": in_context}

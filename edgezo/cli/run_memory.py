@@ -21,40 +21,39 @@ from edgezo.train import batch_order, head_start
 from edgezo.training_data import prepare
 from edgezo.tuner import Tuner
 from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.memory import peak_bytes, resident_bytes
-from edgezo_runtime.model import load
+from edgezo_runtime.model import Model, load
 from edgezo_runtime.ort import onnxruntime
 
 _STEPS = 2
 _BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
 
 
-def memory_ratio(run: Run) -> float | None:
+def memory_ratio(run: Run) -> float:
     """Returns the peak memory of a run's steps over that of plain inference of the same batch.
 
-    Both are measured in a process of their own, above what it holds after its imports; a run's has
-    the tokenizer and the data, too. A baseline has no steps: its forward passes are measured, and
-    the fit of a probe.
+    On the CPU both are measured in a process of their own, above what it holds after its imports; a
+    run's has the tokenizer and the data, too. On a card both are what the card holds more than
+    before the model was loaded, after forward passes of the session that then takes the steps.
 
-    Returns:
-        None where the run is not on the CPU.
+    A baseline has no steps: its forward passes are measured, and the fit of a probe.
 
     Raises:
         InputError: bad settings, data or bundle.
         EdgezoError: a process failed.
     """
     settings, baseline = run.settings, run.baseline
-    if settings.device != "cpu":
-        return None
     asked: dict[str, Any] = {"settings": settings.to_dict()}
     if baseline:
         asked |= {"name": baseline.name, "in_context": baseline.in_context}
     with tempfile.TemporaryDirectory(prefix="edgezo-memory-") as folder:
         with WorkerProcess("-m", "edgezo.cli.run_memory") as worker:
             path = worker.call("measure" if baseline else "take_steps", folder=folder, **asked)
-            peak = worker.call("peak")
-        with np.load(path) as feeds:
-            plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
+            peak, plain = worker.call("peak"), worker.call("plain")
+        if plain is None:
+            with np.load(path) as feeds:
+                plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
     return round(peak / plain, 4)
 
 
@@ -64,15 +63,22 @@ class RunWorker:
     def __init__(self) -> None:
         onnxruntime()
         self._resident = resident_bytes()
+        self._device: Device | None = None
+        self._bare: int | None = None
+        self._plain: int | None = None
 
     def take_steps(self, settings: dict[str, Any], folder: str) -> str:
         """Steps on one batch of the run; returns the path of its inputs, written to `folder`."""
-        run = RunSettings.from_dict(settings, "the comparison")
+        run = self._open(settings)
         bundle = open_adapted(run.bundle, run.adapter(), add_adapter)
-        model = load(bundle, tune=run.tune, threads=run.threads)
+        model = load(bundle, tune=run.tune, device=run.device, threads=run.threads)
         data = prepare(model, run)
-        head_start(model, data, run)
         order = batch_order(data, run)
+        first = [order(number) for number in range(1, _BATCHES + 1)]
+        pairs = [(data.batch(a), None if b is None else data.batch(b)) for a, b in first]
+        batch, exact = max(pairs, key=lambda pair: _size(pair[0]))
+        self._infer(model, batch)
+        head_start(model, data, run)
         tuner = Tuner(
             model,
             method=run.method,
@@ -83,20 +89,18 @@ class RunWorker:
             weight_decay=run.weight_decay,
             samples=run.samples,
         )
-        first = [order(number) for number in range(1, _BATCHES + 1)]
-        pairs = [(data.batch(a), None if b is None else data.batch(b)) for a, b in first]
-        batch, exact = max(pairs, key=lambda pair: _size(pair[0]))
         for _ in range(_STEPS):
             tuner.step(batch, exact=exact)
         return save_feeds(batch.feeds(), folder)
 
     def measure(self, settings: dict[str, Any], name: str, in_context: int, folder: str) -> str:
         """Runs the largest batch of a baseline, or fits it; returns the path of its inputs."""
-        run = RunSettings.from_dict(settings, "the comparison")
+        run = self._open(settings)
         model, drawn, held_out = Baseline(name, in_context).prepare(run)
         examples = drawn.task.encode_rows(drawn.train) if name == LINEAR_PROBE else held_out
         batches = (batch for _, batch in eval_batches(drawn.task, examples, run.batch_size))
         batch = max(batches, key=_size)
+        self._infer(model, batch)
         if name != LINEAR_PROBE:
             for _ in range(_STEPS):
                 model.forward(batch)
@@ -104,9 +108,42 @@ class RunWorker:
             linear_probe(model, drawn.task, examples, held_out[:1], run.batch_size)
         return save_feeds(batch.feeds(), folder)
 
+    def plain(self) -> int | None:
+        """Returns what inference of the batch took on the card; None on the CPU."""
+        return self._plain
+
     def peak(self) -> int:
-        """Returns the most bytes held, above the process after its imports."""
-        return peak_bytes() - self._resident
+        """Returns the most bytes held, above the process after its imports, or on the card."""
+        held = None if self._device is None else card_bytes(self._device)
+        if held is None or self._bare is None:
+            return peak_bytes() - self._resident
+        return held - self._bare
+
+    def _open(self, settings: dict[str, Any]) -> RunSettings:
+        run = RunSettings.from_dict(settings, "the comparison")
+        self._device = open_device(run.device, run.threads)
+        self._bare = card_bytes(self._device)
+        return run
+
+    def _infer(self, model: Model, batch: BaseBatch) -> None:
+        """Notes what inference takes, where it can be seen apart from what comes later."""
+        if self._bare is None or self._device is None:
+            return
+        for _ in range(_STEPS):
+            model.forward(batch)
+        self._plain = (card_bytes(self._device) or 0) - self._bare
+
+
+def card_bytes(device: Device) -> int | None:
+    """Returns what the memory of a card holds, of all processes; None on the CPU.
+
+    ONNX Runtime keeps what it once had, so that it is the most that the process held, too.
+    """
+    if device.name == "cpu":
+        return None
+    card: Any = getattr(device, "card", device)  # of a device whose weights lie beside it
+    free, total = card.xp.cuda.Device(card.index).mem_info
+    return total - free
 
 
 def _size(batch: BaseBatch) -> int:

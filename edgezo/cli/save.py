@@ -19,9 +19,11 @@ from edgezo_runtime.peft_prefix import write_prefix
 
 
 def _peft(model: Model, out: Path) -> None:
-    prefix = model.bundle.manifest.adapter["kind"] == "prefix"
-    write = write_prefix if prefix else peft.write_adapter
-    write(out, model.bundle, model.weights.trained())
+    bundle, tensors = model.bundle, model.weights.trained()
+    if bundle.manifest.adapter["kind"] == "prefix":
+        write_prefix(out, bundle, tensors)
+    else:
+        peft.write_adapter(out, bundle, tensors, model.weights.start)
 
 
 def _merged(model: Model, out: Path) -> None:
@@ -111,9 +113,9 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     kind = model.bundle.manifest.adapter.get("kind")
     quantized = any(p.kind == QUANTIZED for p in model.bundle.manifest.parameters)
     able = [n for n, f in FORMATS.items() if kind in (f.quantized if quantized else f.kinds)]
-    fitted = kind is not None and model.weights.start is not None
-    if fitted and "peft" in able:
-        able.remove("peft")  # it has no place for rows of the base
+    fitted = kind is not None and not peft.holds(model.bundle, model.weights.start)
+    if fitted:
+        able.remove("peft")
     if style not in able:
         tuned = f"a {kind}" if kind else "no adapter"
         over = [" over quantised weights"] * quantized + [" from fitted rows of the base"] * fitted

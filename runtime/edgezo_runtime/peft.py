@@ -21,6 +21,8 @@ CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 #: What the settings of every adapter say.
 CAUSAL = {"task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
+#: Where PEFT says which rows of a matrix an adapter replaces, and where it keeps them.
+_TOKENS, _ROWS = "trainable_token_indices", ".token_adapter.trainable_tokens_delta"
 _A, _B, _WEIGHT = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
@@ -44,24 +46,33 @@ def write_adapter(
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
     A prefix has no settings beside it: PEFT's moves the text's positions, see `peft_prefix`. Nor
-    has an adapter over a base with fitted rows, which PEFT would put over the base without them.
+    has what PEFT would put over the base without the rows that it goes with; see `holds`.
 
     Args:
         folder: exists.
         bundle: one with an adapter.
         tensors: the adapter's, by parameter name, float32.
-        start: rows that were fitted before the adapter was tuned; they are written beside it.
+        start: rows of the base that were fitted before the adapter was tuned, if there are some.
 
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    if start is not None:
-        start.write(folder)
-    elif bundle.manifest.adapter["kind"] in _CONFIGS:
-        write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
     front = prefix(bundle.manifest.adapter)
     named = [(front + name, dtypes.FLOAT32, value) for name, value in tensors.items()]
+    if bundle.manifest.adapter["kind"] in _CONFIGS and holds(bundle, start):
+        config = _config(bundle)
+        if start is not None:
+            ((name, rows),) = start.values.items()
+            module = name.removesuffix(_WEIGHT)
+            config[_TOKENS] = {module: start.rows.tolist()}
+            named.append((f"{front}{module}{_ROWS}", dtypes.FLOAT32, rows))
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     return safetensors_file.write(folder / ADAPTER, named)
+
+
+def holds(bundle: Bundle, start: Start | None) -> bool:
+    """Whether PEFT has a place for the rows that an adapter goes with: LoRA, for one matrix's."""
+    return start is None or (bundle.manifest.adapter["kind"] == "lora" and len(start.values) == 1)
 
 
 def _config(bundle: Bundle) -> dict[str, Any]:

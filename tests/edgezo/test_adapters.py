@@ -17,7 +17,10 @@ from test_kill import go_on, killed
 from edgezo_runtime.journal import read
 
 STEPS = 120
-FLAGS = ("--steps", STEPS, "--threads", 1, "--batch-size", 8, "--lr", 3e-3, "--eps", 1e-2)
+FLAGS = (
+    "--steps", STEPS, "--threads", 1, "--batch-size", 8, "--lr", 3e-3, "--eps", 1e-2,
+    "--start", "base",
+)  # fmt: skip
 
 
 def begin(bundle: Path, data: Path, out: Path, *flags: object) -> tuple[object, ...]:

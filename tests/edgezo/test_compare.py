@@ -15,11 +15,14 @@ import pytest
 from edgezo_runs import called, refused, result_of, write_rows
 
 from edgezo.callbacks import Callback
+from edgezo.cli import run_memory
 from edgezo.compare import FIELDS, RESULTS, ROWS, Run, compare, plan, read, table
 from edgezo.run_folder import RunFolder
 from edgezo.search import search
 from edgezo.settings import Settings
 from edgezo.train import train
+from edgezo_runtime.devices import open_device
+from edgezo_runtime.errors import EdgezoError
 
 FEW = {"steps": 4, "batch_size": 4, "threads": 1, "eval_every": 2, "eval_examples": 12}
 
@@ -148,19 +151,22 @@ def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pa
     again = called("compare", "--config", config, "--out", out, "--threads", 1, "--json")
     assert again.status == 0, again.err
     assert again.json["finished"] and again.json["rows"] == read(out)
-    typo, shown, odd = (tmp_path / f"{name}.yaml" for name in ("typo", "shown", "odd"))
+    typo, shown, odd, much = (tmp_path / f"{number}.yaml" for number in range(4))
     rows = f"data: {{mine: {{data: {data / 'train.jsonl'}, eval_data: {data / 'dev.jsonl'}}}}}\n"
     typo.write_text(rows + "methods: {fast: {method: adam}}\n")
     shown.write_text(rows + "methods: {icl: {in_context: 0}}\n")
     odd.write_text(rows + "methods: {linear-probe: {in_context: 3}}\n")
+    much.write_text(rows + "methods: {mezo: {}, more: {method: mezo, samples: 4}}\nseeds: 3\n")
     for wrong, part in (
         (("--data", "mine=train.jsonl"), "write TASK=TRAIN.jsonl:DEV.jsonl"),
         (("--data", task, "--methods", "adam"), "method 'adam' is unknown"),
         (("--data", task, "--methods", "mezo", "--seeds", "a"), "seed 'a' is no whole number"),
         (("--data", task), "nothing to compare: give --methods"),
+        (("--data", f"{task}x", "--methods", "mezo"), "task mine has no file"),
         (("--config", typo), "method 'adam' is unknown; use one of default, mezo"),
         (("--config", shown), "in_context is 0; use a whole number from 1 on"),
         (("--config", odd), "in_context is a setting of icl, not of linear-probe"),
+        (("--config", much), "method mezo has no setting 'samples'; it has weight_decay, eps"),
     ):
         refused(called("compare", tiny_bundle, *wrong, "--out", tmp_path / "no"), 2, part)
 
@@ -188,6 +194,29 @@ def test_baselines_of_choices(tiny_bundle: Path, tmp_path: Path) -> None:
     assert probe["accuracy"] == 1 and (probe["examples"], probe["forwards"]) == (20, 10)
     assert shown["examples"] == 8 and shown["accuracy"] is not None is not zero["accuracy"]
     assert text["accuracy"] is None and text["perplexity"] > 1
+
+
+def test_memory_of_a_card(
+    tiny_bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the card holds more after the steps than before the model, over that of inference."""
+    held = iter([100, 300, 345])
+    monkeypatch.setattr(run_memory, "card_bytes", lambda device: next(held))
+    (_, run, *_) = runs_in(tiny_bundle, data, tmp_path / "out", start="auto")
+    worker = run_memory.RunWorker()
+    worker.take_steps(run.settings.to_dict(), str(tmp_path))
+    assert (worker.plain(), worker.peak()) == (200, 245)
+
+
+@pytest.mark.cuda
+def test_memory_on_a_card(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    try:
+        open_device("cuda")
+    except EdgezoError as error:
+        pytest.skip(str(error))
+    methods = {"linear-probe": {}, "default": {}}
+    for run in runs_in(tiny_bundle, data, tmp_path / "out", methods, device="cuda"):
+        assert 0.9 < run_memory.memory_ratio(run) < 2
 
 
 def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:

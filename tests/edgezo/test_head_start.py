@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import edgezo
 from edgezo import head_start
+from edgezo.cli.common import open_model
 from edgezo.data import eval_batches, rows_from
 from edgezo.features import features
 from edgezo.head_start import fit_head
@@ -139,7 +140,9 @@ def test_a_run_replays_and_resumes(tiny_bundle: Path, rows: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("tune", ["lora", "prefix", "scales"])
-def test_over_a_frozen_matrix(tune: str, tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+def test_over_a_frozen_matrix(
+    tune: str, tiny_bundle: Path, tiny_checkpoint: Path, rows: Path, tmp_path: Path
+) -> None:
     """What is trained lies beside the fitted rows: all that reads a run puts both together."""
     base = tiny_bundle
     if tune == "scales":
@@ -169,14 +172,16 @@ def test_over_a_frozen_matrix(tune: str, tiny_bundle: Path, rows: Path, tmp_path
     assert (cut / file).read_bytes() == weights and resumed.json["loss"] == done.json["loss"]
     if tune == "scales":
         return
-    # PEFT would put the adapter over the base without the rows, so nothing is for it to load.
     assert (out / FILE).read_bytes() == (run / FILE).read_bytes()
-    assert not (run / "adapter_config.json").exists() and not (out / "adapter_config.json").exists()
+    # PEFT would put a prefix over the base without the rows, so nothing is for it to load.
+    for folder in (run, out):
+        assert (folder / "adapter_config.json").exists() == (tune == "lora")
     save = ("save", run, "--out", tmp_path / "saved", "--format")
-    refused(
-        called(*save, "peft"), 2, f"tuned a {tune} from fitted rows of the base, which --format"
-    )
-    if tune == "lora":
+    if tune == "prefix":
+        refused(called(*save, "peft"), 2, "tuned a prefix from fitted rows of the base, which")
+    else:
+        assert called(*save, "peft").status == 0
+        check_peft(tmp_path / "saved", run, tiny_checkpoint)
         for style in ("merged", "onnx-adapter"):
             shutil.rmtree(tmp_path / "saved", ignore_errors=True)
             saved = called(*save, style)
@@ -185,6 +190,23 @@ def test_over_a_frozen_matrix(tune: str, tiny_bundle: Path, rows: Path, tmp_path
             fitted = load_file(run / FILE)
             assert np.array_equal(found[MATRIX][fitted["rows"]], fitted[MATRIX])
             assert found.keys() == load_file(tiny_bundle / "model.safetensors").keys()
+
+
+def check_peft(saved: Path, run: Path, checkpoint: Path) -> None:
+    """Checks that PEFT puts adapter and rows over the base as edgezo does."""
+    torch = pytest.importorskip("torch")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = open_model(run, None, 1)[0]
+    task = make_task(None, rows_from(ROWS), model.tokenizer, model.context_length, None, WORDS)
+    (example, *_) = task.encode_rows(rows_from(ROWS))
+    ours = model.forward(task.collate([example]))["candidate_logits"][0]
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tuned = PeftModel.from_pretrained(base, str(saved)).eval()
+    with torch.no_grad():
+        theirs = tuned(torch.from_numpy(example.parts[0].tokens)[None]).logits[0, -1]
+    np.testing.assert_allclose(ours, theirs.numpy()[task.candidates], atol=1e-4)
 
 
 def test_what_does_not_help_is_left_out(

@@ -16,7 +16,10 @@ from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.safetensors_file import map_tensor, read_header
 
-FLAGS = ("--steps", 2, "--threads", 1, "--batch-size", 4, "--lr", 0.1, "--eps", 1e-2)
+FLAGS = (
+    "--steps", 2, "--threads", 1, "--batch-size", 4, "--lr", 0.1, "--eps", 1e-2,
+    "--start", "base",
+)  # fmt: skip
 LORA = ("--tune", "lora", "--rank", 2, "--target", "all-linear")
 
 
