@@ -135,7 +135,8 @@ class RunFolder:
         A run of a LoRA adapter is what PEFT loads: the adapter alone, with its settings.
         """
         if weights.bundle.manifest.adapter:
-            return peft.write_adapter(self.path, weights.bundle, weights.trained())
+            tensors, start = weights.trained(), weights.start
+            return peft.write_adapter(self.path, weights.bundle, tensors, start)
         digest = weights.save(self.weights)
         for name in SIDE_FILES:
             source = weights.bundle.folder / name

@@ -29,7 +29,14 @@ from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
-from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header, describe
+from edgezo_runtime.tuning import (
+    MemoryJournal,
+    Tuning,
+    begin_adapter,
+    begin_as,
+    check_header,
+    describe,
+)
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,9 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            check_graph(model.bundle, model.device, made.graph)
+            check_graph(model.bundle, made.graph)
         adapter = model.bundle.manifest.adapter
-        if adapter:
-            base = model.weights.frozen()
-            model.weights.begin(adapter_init.draw(model.arena.parameters, seed, base, model.bundle))
+        begin_adapter(model.weights, seed)
         found = None
         if probe is not None:
             if isinstance(made, FirstOrder):

@@ -88,7 +88,7 @@ class Rehearsal:
             method = self._make(name, self._weights.arena)
             check_method(dataclasses.replace(self._settings, method=name))
             if method.graph:
-                check_graph(self._weights.bundle, self._weights.device, method.graph)
+                check_graph(self._weights.bundle, method.graph)
         except InputError as error:
             return str(error)
         gradients = 0
@@ -224,7 +224,7 @@ class _Free:
         return 0.0, 1e-3
 
     def descend(
-        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: bool = False
+        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: float = 0
     ) -> float:
         self.passes += 1
         for name in names:

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from layered_bundle import rows_for_layered, write_layered
 from runtime_helpers import contents, fill
+from steps_on_devices import DIFFERENTIATING, check_agreement, check_resume
 from test_vectors import ARENAS, after, arena_of, check, terms_of
+from tied_bundle import rows_for_tied, write_tied
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.first_order import rules
+from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
 from edgezo_runtime.model import Model, load
@@ -133,3 +138,107 @@ def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:
 def test_recorded_runs_follow_weights_and_shapes(card: Device, bundle: Path) -> None:
     for tune in ("full", "bias,second"):
         check_recorded_runs(load(bundle, tune=tune, device="cuda"), load(bundle, tune=tune))
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_layered(tmp_path_factory.mktemp("layered"))
+
+
+def test_gradients_and_slopes_agree_with_the_cpu_s(card: Device, layered: Path) -> None:
+    """Also where words come back, whose gradients are added up."""
+    on_card, on_cpu = (load(layered, device=device) for device in ("cuda", "cpu"))
+    names = list(on_cpu.arena.views)
+    for words in (5000, 4):
+        for rows in (5, 2):
+            batch = rows_for_layered(rows, rows, words=words)
+            for keep in (False, True):
+                found: dict[str, Any] = {}
+                theirs: dict[str, Any] = {}
+                loss = on_card.descend(batch, names, found.__setitem__, keep)
+                assert loss == pytest.approx(
+                    on_cpu.descend(batch, names, theirs.__setitem__, keep), abs=1e-6
+                )
+                for name, gradient in theirs.items():
+                    assert isinstance(found[name], card.xp.ndarray)
+                    np.testing.assert_allclose(
+                        card.host(found[name]), gradient, rtol=1e-4, atol=1e-6, err_msg=name
+                    )
+            slopes = [model.derivative(batch, Direction(5, rows)) for model in (on_card, on_cpu)]
+            assert slopes[0] == pytest.approx(slopes[1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_steps_with_true_gradients_agree_with_the_cpu_s(
+    card: Device, layered: Path, name: str
+) -> None:
+    check_agreement(layered, "cuda", name)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_a_run_goes_on_to_the_same_bytes(
+    card: Device, layered: Path, tmp_path: Path, name: str
+) -> None:
+    check_resume(layered, "cuda", name, tmp_path)
+
+
+def test_updates_have_the_cpu_s_bits(card: Device) -> None:
+    """Given the same gradients, for rules that look at each element alone."""
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(SIZES)]
+    kinds = [kind for kind in rules.RULES.values() if issubclass(kind, rules.ChunkRule)]
+    for kind in kinds:
+        found = []
+        for device in (CpuDevice(2), card):
+            arena = Arena(parameters, device)
+            fill(arena, scale=0.02)
+            rule, rng = kind(arena), np.random.default_rng(0)
+            held = [rule.lengths(parameter) for parameter in parameters]
+            slots = {slot: [lengths[slot] for lengths in held] for slot in held[0]}
+            state = State(parameters, slots, disk=kind is rules.AdamW, device=device)
+            for _ in range(3):
+                for parameter in parameters:
+                    gradient = rng.standard_normal(parameter.size, np.float32) * np.float32(1e-3)
+                    weights = arena.views[parameter.name].reshape(-1)
+                    with device.queue:
+                        rule.update(parameter, weights, device.put(gradient), 1e-3, state)
+            kept = {slot: device.host(array).tobytes() for slot, array in state.arrays.items()}
+            found.append((contents(arena), kept))
+        assert found[0] == found[1], kind.name
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options", "tune"),
+    [
+        ("mezo", "float32", {}, "full"),
+        ("mezo", "float16", {}, "full"),
+        ("mezo", "float16", {}, "layers.2*,layers.3*"),
+        ("fzoo", "float32", {"samples": 16}, "full"),
+        ("fzoo", "float32", {"samples": 16}, "layers.2*,layers.3*"),
+    ],
+)
+def test_weights_that_pass_through_the_card(
+    card: Device, tmp_path: Path, name: str, dtype: str, options: dict[str, Any], tune: str
+) -> None:
+    """The losses are those of weights on the card, within rounding; what was done replays."""
+    folder = write_tied(tmp_path / "tied", dtype, width=1280)
+    models = [load(folder, device=d, tune=tune) for d in ("cuda-offload", "cuda")]
+    model, resident = models
+    method = make(name, model.arena, 7, {"weight_decay": 0.1, **options})
+    tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
+    near = 1e-4 if dtype == "float32" else 2e-2
+    for step in range(12):
+        batch = rows_for_tied(64, step)
+        tuning.step(functools.partial(model.loss, batch), np.float32(1e-4))
+        if step % 5:
+            continue
+        expected = Weights(open_bundle(folder), tune, card)
+        Tuning(expected, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
+        for target, source in zip(
+            resident.arena.buffers.values(), expected.arena.buffers.values(), strict=True
+        ):
+            target[...] = source
+        assert model.loss(batch) == pytest.approx(resident.loss(batch), abs=near)
+    for device in (CpuDevice(4), card, open_device("cuda-offload")):
+        other = Weights(open_bundle(folder), tune, device)
+        Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
+        assert contents(model.arena) == contents(other.arena)
