@@ -39,7 +39,7 @@ Stage = Callable[[Path, Path], None]
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of a folder: its weights and computation; 16 bits are not tuned, bfloat16 needs CUDA.",
+    help="Of a folder: its weights and computation; bfloat16 needs CUDA and is not tuned.",
 )
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from edgezo_runtime.errors import InputError
@@ -49,7 +51,7 @@ def joined(encoder: ir.Model, decoder: ir.Model) -> ir.Model:
     return decoder
 
 
-def _named(values: list[ir.Value], *names: str) -> list[ir.Value]:
+def _named(values: Iterable[ir.Value], *names: str) -> list[ir.Value]:
     found = {str(value.name): value for value in values}
     missing = [name for name in names if name not in found]
     if missing:

@@ -40,7 +40,7 @@ def assert_is(folder: Path, name: str) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "t5"])  # see below
 def test_optimum_exports_it(
     name: str, family_checkpoint: Folder, family_bundle: Folder, tmp_path: Path
 ) -> None:
