@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
@@ -166,7 +169,14 @@ class Model:
         """Returns what a tuning step on `batch` lowers: its mean loss, or what else it says."""
         return batch.loss(self)
 
-    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: bool) -> float:
+    def descend(
+        self,
+        batch: BaseBatch,
+        names: Sequence[str],
+        take: Taker,
+        keep: bool,
+        draws: Draws = NO_RUN,
+    ) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
 
         Args:
@@ -174,6 +184,7 @@ class Model:
             names: of the weights to differentiate by.
             take: called once for each.
             keep: whether products are kept between the passes, or computed again.
+            draws: names the numbers by which rows are chosen, where gradients are estimated.
         """
         self.weights.settle()
         if keep not in self._gradients:
@@ -181,13 +192,21 @@ class Model:
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
         session = self._gradients[keep]
         if isinstance(batch, PartedBatch):
-            return batch.descend(lambda part, add: self._run(session, part, names, add), take)
-        return self._run(session, batch, names, take)
+            parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
+            return batch.descend(
+                lambda part, add: self._run(session, part, names, add, next(parts)), take
+            )
+        return self._run(session, batch, names, take, draws)
 
     def _run(
-        self, session: GradientSession, batch: BaseBatch, names: Sequence[str], take: Taker
+        self,
+        session: GradientSession,
+        batch: BaseBatch,
+        names: Sequence[str],
+        take: Taker,
+        draws: Draws,
     ) -> float:
-        return session.run(batch, names, take, self._session.found(batch.feeds()))
+        return session.run(batch, names, take, self._session.found(batch.feeds()), draws)
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
