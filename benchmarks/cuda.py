@@ -173,6 +173,8 @@ def fill(weights: Weights) -> None:
                 piece[...] = (0.02 * drawn + (parameter.kind == "norm" and view.ndim == 1)).astype(
                     piece.dtype
                 )
+    card.stream.synchronize()  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool().free_all_blocks()  # what was drawn is not the model's
 
 
 def opt_model(model: Model) -> Any:

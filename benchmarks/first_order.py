@@ -40,7 +40,8 @@ from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.layers import layers_of
 
-METHODS = ("ip-sgd", "adamw")
+IN_PLACE = "ip-sgd"
+METHODS = (IN_PLACE, "adamw")
 PREFIX_METHODS = ("mezo", *METHODS)
 HIFT = "hift-adamw"
 TOLERANCE = 1e-3  # of the loss at the start, in nats
@@ -122,27 +123,31 @@ class Bench:
         """Yields all figures, of these methods."""
         for method in methods:
             yield from self.against_torch(method)
+        if IN_PLACE in methods:
+            yield from self.against_torch(IN_PLACE, keep_products=0.5)
         yield from self.hift()
         for method in PREFIX_METHODS:
             if method in methods or method not in METHODS:
                 yield from self.upper_layers(method)
 
-    def against_torch(self, method: str) -> Iterator[dict[str, Any]]:
+    def against_torch(self, method: str, **settings: float) -> Iterator[dict[str, Any]]:
         """Yields what a step of all weights takes, beside PyTorch's.
 
         Raises:
             EdgezoError: the two do not compute the same loss at the start.
         """
-        with self._worker(OURS, method) as ours, self._worker(TORCH, method) as theirs:
+        name = ", ".join([method, *(f"{key} {value:g}" for key, value in settings.items())])
+        mine = self._worker(OURS, method, settings=settings)
+        with mine as ours, self._worker(TORCH, method) as theirs:
             losses = [worker.call("step")["loss"] for worker in (ours, theirs)]  # warms up, too
             if not abs(losses[0] - losses[1]) <= TOLERANCE:
                 raise EdgezoError(f"edgezo and PyTorch start at different losses: {losses}")
             step, torch_step = self._in_turns({"ours": ours, "theirs": theirs}).values()
             peak, torch_peak = (worker.call("peak") / 1e6 for worker in (ours, theirs))
-        yield _row(f"{method}: step", 1e3 * step, "ms", 1e3 * torch_step)
-        yield _row(f"{method}: time over PyTorch's", step / torch_step, "ratio")
-        yield _row(f"{method}: peak memory", peak, "MB", torch_peak)
-        yield _row(f"{method}: peak memory over PyTorch's", peak / torch_peak, "ratio")
+        yield _row(f"{name}: step", 1e3 * step, "ms", 1e3 * torch_step)
+        yield _row(f"{name}: time over PyTorch's", step / torch_step, "ratio")
+        yield _row(f"{name}: peak memory", peak, "MB", torch_peak)
+        yield _row(f"{name}: peak memory over PyTorch's", peak / torch_peak, "ratio")
 
     def hift(self) -> Iterator[dict[str, Any]]:
         """Yields the peak memory of a cycle of HiFT, beside that of default inference."""
@@ -165,7 +170,7 @@ class Bench:
         yield _row(f"{method}: upper quarter over all", step / full_step, "ratio")
 
     @contextlib.contextmanager
-    def _worker(self, script: Path, method: str, **given: str) -> Iterator[WorkerProcess]:
+    def _worker(self, script: Path, method: str, **given: Any) -> Iterator[WorkerProcess]:
         with WorkerProcess(str(script)) as worker:
             worker.call("open", **self._given, optimizer=method, **given)
             yield worker

@@ -39,6 +39,7 @@ class FirstOrderWorker:
         optimizer: str,
         tune: str = FULL,
         cache: str | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         """Loads the bundle to tune `tune` of it, and the batch's inputs from an ``.npz`` file.
 
@@ -51,7 +52,7 @@ class FirstOrderWorker:
         if cache is not None:
             self._open.enter_context(model.cached_prefix(Path(cache), lambda: [batch]))
         self._loss = BatchLoss(model, batch)
-        self._method = make(optimizer, model.arena, 0, {})
+        self._method = make(optimizer, model.arena, 0, settings or {})
 
     def step(self) -> dict[str, float]:
         """Takes a step; returns the loss before it, and its seconds."""

@@ -15,7 +15,10 @@ class Callback:
         """Called while a resumed run rebuilds its weights."""
 
     def on_start(self, rows: int) -> None:
-        """Called before the label words are fitted on the features of so many rows."""
+        """Called before the labels' rows are fitted on the features of so many rows."""
+
+    def on_no_start(self, reason: str) -> None:
+        """Called where a run begins at its base because no labels' rows can or need be fitted."""
 
     def on_prefix_cache(self, path: Path, size: int) -> None:
         """Called before the frozen layers' outputs are computed and written, `size` bytes."""

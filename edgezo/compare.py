@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezo import baselines
 from edgezo.adapted import AddAdapter
+from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
-from edgezo.data.rows import Rows
-from edgezo.data.subset import demonstrations
 from edgezo.finite_json import finite_json
-from edgezo.linear_probe import linear_probe, probes
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
 from edgezo.tasks.prompts import names
-from edgezo.tasks.shots import show_shots
 from edgezo.train import Result, resume, train
-from edgezo.training_data import draw, evaluate_held_out
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import cannot_write
+from edgezo_runtime.files import cannot_write, write_text
 from edgezo_runtime.methods import METHODS
-from edgezo_runtime.model import load
 
 RESULTS = "results.jsonl"
-ZERO_SHOT = "zero-shot"
-LINEAR_PROBE = "linear-probe"
+ROWS = "accuracy.json"
+#: What a row of `ROWS` holds.
+FIELDS = (
+    "task", "split", "method", "family", "settings_id", "settings", "seed", "examples", "batch",
+    "forwards", "seconds", "memory_ratio", "device", "accuracy", "commit",
+)  # fmt: skip
 #: The line of the table without a method of its own: what `edgezo train` does by default.
 DEFAULT = "default"
 BASELINE = "baseline"
@@ -44,17 +44,27 @@ _PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: what it is called, and its settings."""
+    """One run of a comparison: what it is called, its settings, and which baseline it is."""
 
     task: str
     method: str
     settings: RunSettings
+    baseline: Baseline | None = None
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """The settings but for seed and places; of a baseline those that it depends on."""
+        values = _compared(self.settings.to_dict())
+        if self.baseline is None:
+            return values
+        kept = {name: value for name, value in values.items() if name in baselines.SETTINGS}
+        return {"baseline": self.baseline.name, "in_context": self.baseline.in_context} | kept
 
     @property
     def settings_id(self) -> str:
         """Names the settings but for seed and places."""
-        values = _compared(self.settings.to_dict())
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        text = json.dumps(self.compared, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def plan(
@@ -65,14 +75,15 @@ def plan(
     settings: Mapping[str, Any],
     out: Path,
 ) -> list[Run]:
-    """Returns the runs of a comparison, seeds innermost.
+    """Returns the runs of a comparison, seeds innermost; of each task first the untuned model.
 
     Args:
         bundle: what every run tunes.
         tasks: settings of each task: ``data`` and ``eval_data``, and what is its own. A name of the
             catalogue of prompts brings its prompt.
         methods: settings of each line of the table: ``method`` if it is not its name, a learning
-            rate, and so on. The line ``default`` is the recipe of a run without a method.
+            rate, and so on. The line ``default`` is the recipe of a run without a method; of the
+            `baselines.NAMES` ``icl`` has the setting ``in_context``.
         seeds: of the runs.
         settings: of all runs.
         out: each run's folder is ``out/TASK/METHOD/seed-N``.
@@ -83,23 +94,29 @@ def plan(
     runs = []
     for task, of_task in tasks.items():
         known = {"prompt": task} if task in names() else {}
-        for method, of_method in methods.items():
+        for method, of_method in {ZERO_SHOT: {}, **methods}.items():
+            own = dict(of_method)
+            called = own.pop("method", None if method == DEFAULT else method)
+            baseline = None
+            if called in baselines.NAMES:
+                baseline, called = baseline_of(called, own.pop("in_context", None)), None
+            values = {**settings, **known, **of_task, **own, "bundle": bundle, "method": called}
             for seed in seeds:
-                folder = {"bundle": bundle, "out": str(out / task / method / f"seed-{seed}")}
-                called = None if method == DEFAULT else method
-                values = {**settings, **known, **of_task, "method": called, **of_method}
-                asked = Settings.from_dict({**values, **folder, "seed": seed}, f"{task} {method}")
-                made = complete(asked)
+                values |= {"out": str(out / task / method / f"seed-{seed}"), "seed": seed}
+                made = complete(Settings.from_dict(values, f"{task} {method}"))
                 if made.method not in METHODS:
                     raise InputError(
-                        f"method {made.method!r} is unknown; use one of " + ", ".join(METHODS)
+                        f"method {made.method!r} is unknown; use one of "
+                        + ", ".join((DEFAULT, *METHODS, *baselines.NAMES))
                     )
                 if not (made.eval_data or made.eval_examples):
                     raise InputError(
                         f"task {task} has no rows to evaluate on; write it as "
                         f"{task}=TRAIN.jsonl:DEV.jsonl, or give eval_examples"
                     )
-                runs.append(Run(task, method, made))
+                runs.append(Run(task, method, made, baseline))
+                if method == ZERO_SHOT and made.eval_data:
+                    break  # the same for every seed
     return runs
 
 
@@ -109,11 +126,9 @@ def compare(
     watch: Callable[[Run], contextlib.AbstractContextManager[Callback]],
     add: AddAdapter | None = None,
     keep_weights: bool = False,
-    shots: int | None = None,
-    probe: bool = False,
-    memory: Callable[[RunSettings], float | None] = lambda settings: None,
+    memory: Callable[[Run], float | None] = lambda run: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the row of each run, after those of the untuned model, as they get done.
+    """Yields the row of each run as they get done; of a baseline that a task has not there is none.
 
     Rows are kept in ``out/results.jsonl``: what is there already is not run again, and a run that
     was stopped goes on. The yielding ends where a run is stopped.
@@ -125,8 +140,6 @@ def compare(
         add: puts a run's adapter into the bundle, where it has none.
         keep_weights: leave the tuned weights in each run's folder; they can be rebuilt from the
             journal by `edgezo resume`.
-        shots: also show the untuned model so many solved rows, drawn by the run's seed.
-        probe: also fit a linear probe on each seed's training rows, where a task has labels.
         memory: measures a run's memory over that of inference, once for all seeds.
 
     Raises:
@@ -138,33 +151,28 @@ def compare(
     code = commit()
     machine = describe_machine()
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
-    seen = set()
     for run in runs:
-        device = run.settings.device
-        fields = {"device": cpu if device == "cpu" else device, "commit": code}
-        for name, seed, measure in _baselines(run, shots, probe):
-            if (run.task, name, seed) in seen:
-                continue
-            seen.add((run.task, name, seed))
-            base = Run(run.task, name, _of_base(run.settings))
-            key = (run.task, name, run.settings.seed, base.settings_id)
-            if key not in done:
-                if (row := measure(base)) is None:
-                    continue
-                done[key] = _keep(out, row | fields)
-            yield done[key]
         key = (run.task, run.method, run.settings.seed, run.settings_id)
         if key not in done:
-            with watch(run) as callback:
-                result = advance(run.settings, callback, add)
-            if not result.finished:
-                return
+            result = None
+            if run.baseline:
+                measured = run.baseline.measure(run.settings)
+                if measured is None:
+                    continue
+                row = _fields(run, BASELINE) | measured | {"run": None}
+            else:
+                with watch(run) as callback:
+                    result = advance(run.settings, callback, add)
+                if not result.finished:
+                    return
+                row = _row(run, result, out)
             settings = (run.task, run.settings_id)
             if ratios.get(settings) is None:
-                ratios[settings] = memory(run.settings)
-            row = _row(run, result, out) | {"memory_ratio": ratios[settings]}
-            done[key] = _keep(out, row | fields)
-            if not keep_weights:
+                ratios[settings] = memory(run)
+            device = run.settings.device
+            row |= {"memory_ratio": ratios[settings], "commit": code}
+            done[key] = _keep(out, row | {"device": cpu if device == "cpu" else device})
+            if result and not keep_weights:
                 result.run.weights.unlink()
         yield done[key]
 
@@ -259,82 +267,45 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _PLACES}
 
 
-def _baselines(
-    run: Run, shots: int | None, probe: bool
-) -> Iterator[tuple[str, int | None, Callable[[Run], dict[str, Any] | None]]]:
-    """Yields the name and the seed of what is measured beside `run`, and what measures it."""
-    yield ZERO_SHOT, None, lambda base: _untuned(base, 0)  # the same for every seed
-    if shots:
-        yield f"{shots}-shot", run.settings.seed, lambda base: _untuned(base, shots)
-    if probe:
-        yield LINEAR_PROBE, run.settings.seed, _probed
-
-
-def _of_base(settings: RunSettings) -> RunSettings:
-    """Returns what the zero-shot row of a task depends on."""
-    kept = ("bundle", "data", "eval_data", "out", "prompt", "task", "template", "label_words")
-    kept += ("examples", "shots", "eval_examples", "objective", "max_tokens", "batch_size", "seed")
-    values = {name: getattr(settings, name) for name in (*kept, "device", "threads")}
-    return RunSettings(**values)
-
-
-def _untuned(run: Run, shots: int) -> dict[str, Any]:
-    """Returns the row of the bundle as it is, with so many solved rows before each."""
-    settings = run.settings
-    model = load(settings.bundle, device=settings.device, threads=settings.threads)
-    drawn = draw(model, settings)
-    assert drawn.held_out is not None  # `plan` saw to it
-    if shots:
-        if not isinstance(drawn.train, Rows):
-            raise InputError(f"{settings.bundle} takes arrays, which cannot be shown as examples")
-        show_shots(drawn.task, demonstrations(drawn.train, settings.seed, shots))
-    examples = drawn.task.encode_rows(drawn.held_out)
-    metrics = evaluate_held_out(model, drawn.task, examples, drawn.held_out, settings)
-    return _fields(run, BASELINE, 0, 0, 0.0) | metrics.to_json() | {"examples": shots, "run": None}
-
-
-def _probed(run: Run) -> dict[str, Any] | None:
-    """Returns the row of a linear probe of the bundle; None where the task has no labels."""
-    settings = run.settings
-    model = load(settings.bundle, device=settings.device, threads=settings.threads)
-    drawn = draw(model, settings)
-    if not probes(drawn.task):
-        return None
-    train, held_out = map(drawn.task.encode_rows, (drawn.train, drawn.held_out))
-    found = linear_probe(model, drawn.task, train, held_out, settings.batch_size)
-    fields = _fields(run, BASELINE, len(train), found.forwards, found.seconds)
-    metrics = found.metrics.to_json()
-    return fields | {name: metrics[name] for name in ("accuracy", "loss")} | {"run": None}
-
-
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
     lines = [line for line in result.run.read_metrics() if "forwards" in line]
-    family = getattr(METHODS[run.settings.method], "family", "forward-only")
-    seconds = sum(line["seconds"] for line in lines)
-    forwards = sum(line["forwards"] for line in lines)
-    found = _fields(run, family, result.examples, forwards, seconds)
-    found["settings"] = _compared(result.run.read_settings())
+    found = _fields(run, getattr(METHODS[run.settings.method], "family", "forward-only"))
     metrics = result.metrics.to_json() if result.metrics else {}
-    metrics.pop("examples", None)
-    return found | metrics | {"run": result.run.path.relative_to(out).as_posix()}
+    return (
+        found
+        | metrics
+        | {
+            "settings": _compared(result.run.read_settings()),
+            "examples": result.examples,
+            "forwards": sum(line["forwards"] for line in lines),
+            "seconds": round(sum(line["seconds"] for line in lines), 2),
+            "run": result.run.path.relative_to(out).as_posix(),
+        }
+    )
 
 
-def _fields(run: Run, family: str, examples: int, forwards: int, seconds: float) -> dict[str, Any]:
+def _fields(run: Run, family: str) -> dict[str, Any]:
     return {
         "task": run.task,
         "split": "train" if run.settings.eval_data is None else Path(run.settings.eval_data).stem,
         "method": run.method,
         "family": family,
         "settings_id": run.settings_id,
-        "settings": _compared(run.settings.to_dict()),
+        "settings": run.compared,
         "seed": run.settings.seed,
-        "examples": examples,
         "batch": run.settings.batch_size,
-        "forwards": forwards,
-        "seconds": round(seconds, 2),
-        "memory_ratio": None,
         "accuracy": None,
     }
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what `FIELDS` names of each row as one list, a row a line.
+
+    Raises:
+        EdgezoError: the folder cannot be written.
+    """
+    lines = [finite_json({name: row[name] for name in FIELDS}) for row in rows]
+    write_text(out / ROWS, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def _keep(out: Path, row: dict[str, Any]) -> dict[str, Any]:

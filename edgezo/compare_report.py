@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -39,14 +40,14 @@ def write_comparison(out: Path, rows: Sequence[Mapping[str, Any]]) -> Path | Non
     charts = []
     for number, task in enumerate(dict.fromkeys(row["task"] for row in rows)):
         of_task = [row for row in rows if row["task"] == task]
-        name, zero = score_of(of_task[0])
+        name, _ = score_of(of_task[0])
+        bases = _baselines(of_task)
         for axis, unit in enumerate((_FORWARDS, _SECONDS)):
             lines = _lines(out, of_task, axis)
-            base = zero if of_task[0]["family"] == BASELINE else None
             last = max((x for line in lines.values() for x, _ in line), default=1)
             drawn = report_charts.svg(
                 f"t{number}{axis}",
-                lambda axes, lines=lines, base=base: _paint(axes, lines, base),
+                lambda axes, lines=lines, bases=bases: _paint(axes, lines, bases),
                 last,
                 unit,
             )
@@ -76,6 +77,15 @@ def curve(run: RunFolder) -> Curve:
     return found
 
 
+def _baselines(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the mean score of each baseline."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["family"] == BASELINE:
+            found.setdefault(row["method"], []).append(score_of(row)[1])
+    return {name: statistics.fmean(scores) for name, scores in found.items()}
+
+
 def _lines(
     out: Path, rows: Sequence[Mapping[str, Any]], axis: int
 ) -> dict[str, list[tuple[float, float]]]:
@@ -95,14 +105,15 @@ def _lines(
 
 
 def _paint(
-    axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], base: float | None
+    axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], bases: Mapping[str, float]
 ) -> None:
     for number, (method, points) in enumerate(lines.items()):
         style = _STYLES[number // _COLOURS % len(_STYLES)]
         kept = [(x, y) for x, y in points if math.isfinite(y)]
         xs, ys = [x for x, _ in kept], [y for _, y in kept]
         axes.plot(xs, ys, style, marker="o", ms=3, lw=1.6, label=method)
-    if base is not None and math.isfinite(base):
-        axes.axhline(base, color="gray", lw=1, ls=":", label="zero-shot")
-    if lines:
+    for (name, score), style in zip(bases.items(), itertools.cycle(_STYLES[1:])):
+        if math.isfinite(score):
+            axes.axhline(score, color="gray", lw=1, ls=style, label=name)
+    if lines or bases:
         axes.legend(frameon=False, fontsize=8)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 
+from edgezo.choice_probe import OptionRows
 from edgezo.data.batches import eval_batches
 from edgezo.evaluate import Metrics
+from edgezo.features import features
 from edgezo.logistic import Logistic, fit
 from edgezo.tasks import Arrays, BaseTask
-from edgezo.tasks.base import BaseExample, Example
+from edgezo.tasks.base import BaseExample
+from edgezo.tasks.choice import Choice
 from edgezo.tasks.label_task import LabelTask
-from edgezo_runtime.batch import BaseBatch
-from edgezo_runtime.features import reveal
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
-from edgezo_runtime.session import Session
 
 _DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_BACK = 5  # one row in so many chooses the decay
-LOGITS = "candidate_logits"
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,60 @@ class Probed:
     seconds: float
 
 
+class ProbeRows(Protocol):
+    """The features of some rows and what is right for each; they can be fitted and judged."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns some of the rows."""
+        ...
+
+    def fit(self, decay: float) -> Any:
+        """Returns the regression with weight decay `decay`."""
+        ...
+
+    def judge(self, fitted: Any) -> Metrics:
+        """Returns how a regression does on the rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Rows that all have the same labels.
+
+    Attributes:
+        inputs: (rows, hidden).
+        labels: the right one of each, (rows,) int64.
+        classes: how many labels there are.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> LabelRows:
+        """Returns some of the rows."""
+        return LabelRows(self.inputs[indices], self.labels[indices], self.classes)
+
+    def fit(self, decay: float) -> Logistic:
+        """Returns a multinomial logistic regression."""
+        return fit(self.inputs, self.labels, self.classes, decay)
+
+    def judge(self, fitted: Logistic) -> Metrics:
+        """Returns how a regression does on the rows."""
+        chances = fitted.log_chances(self.inputs)
+        told = chances.argmax(axis=1)
+        loss = float(-chances[np.arange(len(self)), self.labels].mean())
+        return Metrics(len(self), loss, float((told == self.labels).mean()), None, told)
+
+
 def probes(task: BaseTask) -> bool:
-    """Whether `task` has the same labels for all rows, which a regression can tell apart."""
-    return isinstance(task, LabelTask) or (isinstance(task, Arrays) and task.chooses)
+    """Whether a regression can tell the labels of `task` apart, or a row's options."""
+    return isinstance(task, LabelTask | Choice) or (isinstance(task, Arrays) and task.chooses)
 
 
 def linear_probe(
@@ -65,65 +116,33 @@ def linear_probe(
         batch_size: rows per forward pass.
 
     Raises:
-        InputError: the graph does not end in a linear layer.
+        InputError: the task has nothing to tell apart, or the graph does not end in a linear layer.
     """
+    if not probes(task):
+        raise InputError(f"task {task.name} has neither labels nor options for a linear probe")
     started = time.perf_counter()
-    batches = list(eval_batches(task, train, batch_size))
-    inputs, labels = features(model, task, train, batches), task.right(train)
-    right = task.right(held_out)
-    classes = int(max(labels.max(), right.max())) + 1
+    classes = 1 + max(int(task.right(rows).max()) for rows in (train, held_out))
+    rows, forwards = _read(model, task, train, batch_size, classes)
     order = np.random.default_rng(0).permutation(len(train))
     back, kept = np.split(order, [len(train) // _HELD_BACK])
 
     def judged(decay: float) -> tuple[float, float]:
-        found = _judged(fit(inputs[kept], labels[kept], classes, decay), inputs[back], labels[back])
+        found = rows.take(back).judge(rows.take(kept).fit(decay))
         return found.accuracy or 0.0, -found.loss
 
     decay = max(_DECAYS, key=judged) if len(back) else _DECAYS[-1]
-    fitted = fit(inputs, labels, classes, decay)
+    fitted = rows.fit(decay)
     seconds = time.perf_counter() - started
-    outside = features(model, task, held_out, eval_batches(task, held_out, batch_size))
-    return Probed(_judged(fitted, outside, right), len(batches), seconds)
+    outside, _ = _read(model, task, held_out, batch_size, classes)
+    return Probed(outside.judge(fitted), forwards, seconds)
 
 
-def features(
-    model: Model,
-    task: BaseTask,
-    examples: Sequence[BaseExample],
-    batches: Iterable[tuple[np.ndarray, BaseBatch]],
-) -> np.ndarray:
-    """Returns what the model's last projection reads at each example's answer, (examples, hidden).
-
-    Of a text model these are the last hidden states where the label's word is predicted.
-
-    Args:
-        model: it is not changed.
-        task: made the examples.
-        examples: in the order of the result.
-        batches: all of them, with their indices.
-    """
-    output = str(model.bundle.manifest.task["output"]) if isinstance(task, Arrays) else LOGITS
-    revealed = reveal(model.bundle, output)
-    weights = model.weights.arrays()
-    found: Any = [None] * len(examples)
-    with model.unbound():
-        session = Session(revealed.bundle, weights, weights.keys(), model.device)
-        for indices, batch in batches:
-            values = session.forward(batch)[revealed.output]
-            places = np.cumsum([0, *(_answers(examples[i]) for i in indices)])[:-1]
-            for index, place in zip(indices, places, strict=True):
-                found[index] = np.array(values[place].ravel())  # its own: `values` goes
-        del session
-    return np.stack(found)
-
-
-def _answers(example: BaseExample) -> int:
-    """Returns how many answers of a batch are the example's; the first follows its prompt."""
-    return sum(len(part.targets) for part in example.parts) if isinstance(example, Example) else 1
-
-
-def _judged(fitted: Logistic, inputs: np.ndarray, labels: np.ndarray) -> Metrics:
-    chances = fitted.log_chances(inputs)
-    told = chances.argmax(axis=1)
-    loss = float(-chances[np.arange(len(labels)), labels].mean())
-    return Metrics(len(labels), loss, float((told == labels).mean()), None, told)
+def _read(
+    model: Model, task: BaseTask, examples: Sequence[Any], batch_size: int, classes: int
+) -> tuple[ProbeRows, int]:
+    """Returns the examples' features, and how many forward passes they took."""
+    if isinstance(task, Choice):
+        return OptionRows.read(model, task, examples, batch_size)
+    batches = list(eval_batches(task, examples, batch_size))
+    inputs = features(model, task, examples, batches)
+    return LabelRows(inputs, task.right(examples), classes), len(batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,41 @@ def fit_from(
         return float(-found[rows, labels].mean() + decay / 2 * (point @ point)), gradient.ravel()
 
     return start + _minimised(valued, np.zeros(start.size), precision).reshape(start.shape)
+
+
+def fit_options(features: Sequence[np.ndarray], right: Sequence[int], decay: float) -> np.ndarray:
+    r"""Minimises the mean of :math:`-\log \mathrm{softmax}(X_i w)_{y_i}`, with a penalty on w.
+
+    The penalty is :math:`\frac{\lambda}{2} \|w\|^2` for features of deviation 1 over all options.
+
+    Args:
+        features: X, of each row (options, features).
+        right: y, the right option of each row.
+        decay: lambda, above 0.
+
+    Returns:
+        w, (features,), for the features as they are.
+    """
+    whole = np.concatenate(features).astype(np.float64)
+    deviation = whole.std(axis=0)
+    deviation[deviation == 0] = 1
+    whole /= deviation
+    starts = np.cumsum([0, *(len(options) for options in features)])[:-1]
+    sizes = np.array([len(options) for options in features])
+    chosen = starts + np.asarray(right, np.int64)
+
+    def valued(point: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = whole @ point
+        scores -= np.repeat(np.maximum.reduceat(scores, starts), sizes)
+        chances = np.exp(scores)
+        totals = np.add.reduceat(chances, starts)
+        loss = (np.log(totals) - scores[chosen]).mean()
+        slope = chances / np.repeat(totals, sizes)
+        slope[chosen] -= 1
+        gradient = slope @ whole / len(sizes) + decay * point
+        return float(loss + decay / 2 * (point @ point)), gradient
+
+    return _minimised(valued, np.zeros(whole.shape[1]), _PRECISION) / deviation
 
 
 def _minimised(valued: Valued, point: np.ndarray, precision: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgezo.settings import BASE, RunSettings, Settings
+from edgezo.settings import AUTO, BASE, RunSettings, Settings
 from edgezo_runtime.bundle import Manifest, open_bundle
 from edgezo_runtime.select import ADAPTERS, FULL, SCALES, UPPER, blocks, select
 
@@ -27,16 +27,17 @@ class Recipe:
 
 
 #: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
+#: Adapters begin at the base, which other programs put them over.
 _RECIPES: Mapping[str, Recipe] = {
-    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=5e-3, steps=300, start="auto"),
-    SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300),
-    FULL: Recipe(eps=1e-3, lr=2e-5),
+    UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=5e-3, steps=300, start=AUTO),
+    SCALES: Recipe("es", samples=16, eps=3e-4, lr=2e-4, steps=300, start=AUTO),
+    FULL: Recipe(eps=1e-3, lr=2e-5, start=AUTO),
     "lora": Recipe(eps=1e-2, lr=1e-3),
     "prefix": Recipe(),
     "prompt": Recipe(),
-    "head": Recipe(),
-    "norm": Recipe(),
-    "bitfit": Recipe(),
+    "head": Recipe(start=AUTO),
+    "norm": Recipe(start=AUTO),
+    "bitfit": Recipe(start=AUTO),
     _ARRAYS: Recipe(),
 }
 _TOLD = ("method", "samples", "eps", "lr", "tune", "steps", "start")

@@ -38,7 +38,8 @@ def replay(
 ) -> Replayed:
     """Rebuilds the weights of `run` as of `at_step` and writes them as the bundle `out`.
 
-    What an adapter's run tuned is that adapter: `out` then is a folder that PEFT loads.
+    What an adapter's run tuned is that adapter: `out` then is a folder that PEFT loads, unless the
+    run began with fitted rows, which then lie there too.
 
     Args:
         run: a RUN folder, or a journal file alone.
@@ -89,7 +90,7 @@ def _write(weights: Weights, folder: Path) -> str:
     """Writes the rebuilt weights with what belongs to them; returns their file's SHA-256."""
     bundle = weights.bundle
     if bundle.manifest.adapter:
-        return peft.write_adapter(folder, bundle, weights.trained())
+        return peft.write_adapter(folder, bundle, weights.trained(), weights.start)
     for name in bundle.manifest.files:
         if name != WEIGHTS:
             shutil.copyfile(bundle.folder / name, folder / name)

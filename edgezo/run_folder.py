@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from edgezo.finite_json import finite_json
 from edgezo_runtime import journal, peft, snapshot
 from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import cannot_write, write_text
+from edgezo_runtime.files import cannot_write, lock, write_text
 from edgezo_runtime.weights import Weights
 
 SETTINGS = "settings.yaml"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
+_LOCK = ".beginning.tmp"  # `tidy` removes it, too
 
 
 class RunFolder:
@@ -46,16 +48,43 @@ class RunFolder:
     def create(cls, path: Path | str) -> RunFolder:
         """Makes the folder; raises InputError if a run is there, EdgezoError if it cannot."""
         run = cls(path)
-        if run.journal.exists():
-            raise InputError(
-                f"{run.path} already holds a run: continue it with `edgezo resume {run.path}`, "
-                "or choose another folder"
-            )
+        run.check_new()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EdgezoError(cannot_write(run.path, error)) from error
         return run
+
+    def check_new(self) -> None:
+        """Raises InputError if a run is there."""
+        if self.journal.exists():
+            raise InputError(
+                f"{self.path} already holds a run: continue it with `edgezo resume {self.path}`, "
+                "or choose another folder"
+            )
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes from beginning a run there meanwhile.
+
+        From then on the journal, which is to be there, keeps them away. What a killed process
+        leaves is a file that nobody has locked.
+
+        Raises:
+            InputError: a run is there, or begins.
+            EdgezoError: the folder cannot be made.
+        """
+        self.create(self.path)
+        path = self.path / _LOCK
+        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise EdgezoError(cannot_write(path, error)) from error
+        with file:
+            lock(file, self.path)
+            self.check_new()  # another run may have begun just before the lock was free
+            yield
+        path.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -106,7 +135,8 @@ class RunFolder:
         A run of a LoRA adapter is what PEFT loads: the adapter alone, with its settings.
         """
         if weights.bundle.manifest.adapter:
-            return peft.write_adapter(self.path, weights.bundle, weights.trained())
+            tensors, start = weights.trained(), weights.start
+            return peft.write_adapter(self.path, weights.bundle, tensors, start)
         digest = weights.save(self.weights)
         for name in SIDE_FILES:
             source = weights.bundle.folder / name

@@ -49,8 +49,9 @@ class Settings:
             None: those of attention that PEFT adapts.
         rslora: scale LoRA by ``alpha / sqrt(rank)``.
         virtual_tokens: length of a prefix (None: 5) or a prompt (None: 10).
-        start: ``"base"``; ``"probe"``: the label words' rows of the vocabulary are first fitted
-            on the base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be.
+        start: ``"base"``; ``"probe"``: the labels' rows of the last matrix are first fitted on the
+            base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be, and
+            predicts rows better that it was not fitted on.
         objective: what a step lowers; see `edgezo.objectives.batch_maker`.
         max_tokens: longest answer, where the objective judges generated text.
         method: a name from `edgezo methods`; None: the recipe's, with its settings.

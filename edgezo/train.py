@@ -16,7 +16,7 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.evaluate import Metrics
-from edgezo.head_start import HeadStart, can_start, fit_head
+from edgezo.head_start import HeadStart, NoStart, check_start, fit_head
 from edgezo.prefix import cached_prefix, check_prefix
 from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, MetricsFile, RunFolder
@@ -32,6 +32,7 @@ from edgezo_runtime.methods import METHODS
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.probe import PROBES
 from edgezo_runtime.model import Model, load
+from edgezo_runtime.tuning import begin_adapter
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def train(
         EdgezoError: a full disk, or a run that diverged.
     """
     settings = complete(settings)
+    RunFolder(settings.out).check_new()
     if model is None:
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
@@ -88,7 +90,7 @@ def train(
     callback = callback or Callback()
     check_prefix(model, data, settings)
     head = head_start(model, data, settings, callback)
-    resolved = settings.to_dict() | {"start": PROBE if head else BASE}
+    resolved = settings.to_dict() | {"start": PROBE if model.weights.start else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
     resolved["bundle"] = str(Path(settings.bundle).resolve())
@@ -144,13 +146,36 @@ def check_method(settings: RunSettings) -> None:
 def head_start(
     model: Model, data: TrainingData, settings: RunSettings, callback: Callback | None = None
 ) -> HeadStart | None:
-    """Gives the label words' rows the values that a regression finds, if the settings say so."""
-    if settings.start == BASE or (settings.start == AUTO and not can_start(model, data.task)):
+    """Gives the labels' rows the values that a regression finds, if the settings say so.
+
+    With ``"auto"`` they stay as they are where there is nothing to fit, or where what was fitted
+    does not predict rows better that it was not fitted on.
+
+    Returns:
+        What was fitted; None where nothing was.
+
+    Raises:
+        InputError: a start from a probe is asked for, and there is nothing to fit.
+    """
+    if settings.start == BASE:
         return None
-    if callback:
+    callback = callback or Callback()
+    try:
+        check_start(model, data.task)
         callback.on_start(len(data.train))
-    head = fit_head(model, data.task, data.train, settings.rows)
-    model.begin_at(head.start)
+        begin_adapter(model.weights, settings.seed)  # the features are read through it
+        head = fit_head(model, data.task, data.train, settings.rows)
+    except NoStart as reason:
+        if settings.start == PROBE:
+            raise InputError(
+                f"--start probe is not for this run: {reason}; leave it out"
+            ) from reason
+        callback.on_no_start(str(reason))
+        return None
+    if settings.start == PROBE or head.helps:
+        model.begin_at(head.start)
+    else:
+        callback.on_no_start("rows that were left out are predicted better by the base")
     return head
 
 
@@ -268,7 +293,8 @@ def _loop(
     try:
         if head:
             seconds = round(head.seconds, 4)
-            metrics_file.write(step=0, start=PROBE, forwards=head.forwards, seconds=seconds)
+            begun = PROBE if tuner.model.weights.start else BASE
+            metrics_file.write(step=0, start=begun, forwards=head.forwards, seconds=seconds)
         if tuner.step_index < settings.steps and _due(tuner.step_index, settings.eval_every):
             metrics = evaluate_if(data.held_out, evaluate_now)  # cut short by the stop
         while tuner.step_index < settings.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,14 @@ from edgezo_runtime.model import Model
 from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
-from edgezo_runtime.tuning import MemoryJournal, Tuning, begin_as, check_header, describe
+from edgezo_runtime.tuning import (
+    MemoryJournal,
+    Tuning,
+    begin_adapter,
+    begin_as,
+    check_header,
+    describe,
+)
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,9 @@ class Tuner:
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
-            check_graph(model.bundle, model.device, made.graph)
+            check_graph(model.bundle, made.graph)
         adapter = model.bundle.manifest.adapter
-        if adapter:
-            base = model.weights.frozen()
-            model.weights.begin(adapter_init.draw(model.arena.parameters, seed, base, model.bundle))
+        begin_adapter(model.weights, seed)
         found = None
         if probe is not None:
             if isinstance(made, FirstOrder):
@@ -164,16 +170,17 @@ class Tuner:
         if run is None:
             self._tuning = Tuning(model.weights, MemoryJournal(header))
         else:
-            folder = RunFolder.create(run)
-            # Before the journal: a folder with a journal can be resumed, whenever the crash comes.
+            folder = RunFolder(run)
             resolved = dict(settings or _own_settings(model))
             if "options" in resolved:
                 chosen = made.settings()
                 named = {n: chosen.pop(n) for n in METHOD_SETTINGS if n in chosen}
                 resolved |= named | {"lr": rate, "options": chosen}
-            folder.write_settings(resolved)
-            _write_beginning(folder, model)
-            writer = JournalWriter(folder.journal, header)
+            with folder.beginning():
+                # Before the journal: a folder with one can be resumed, whenever the crash comes.
+                folder.write_settings(resolved)
+                _write_beginning(folder, model)
+                writer = JournalWriter(folder.journal, header)
             folder.tidy()
             self._tuning = Tuning(model.weights, writer, folder.path)
 
@@ -295,11 +302,11 @@ class Tuner:
             if run is None:
                 raise InputError("save needs a folder: give it one, or give the Tuner run=...")
             folder = RunFolder(run)
-            if not _begins(folder, recorder):
-                folder = RunFolder.create(run)
-            folder.write_settings(_own_settings(self.model))
-            _write_beginning(folder, self.model)
-            _write_journal(folder.journal, recorder)
+            begun = _begins(folder, recorder)
+            with contextlib.nullcontext() if begun else folder.beginning():
+                folder.write_settings(_own_settings(self.model))
+                _write_beginning(folder, self.model)
+                _write_journal(folder.journal, recorder)
         if at_step is not None:
             self._tuning.rewind(at_step)
         folder.save_model(self.model.weights)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -20,16 +20,43 @@ from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
 from edgezo_runtime.philox import philox
 
 _SAME = (
-    *("abs", "arange", "bincount", "bool_", "concatenate", "empty", "int64", "maximum", "packbits"),
-    *("sign", "sqrt", "uint32", "unpackbits"),
+    *("abs", "arange", "bincount", "bool_", "concatenate", "divide", "empty", "int64", "maximum"),
+    *("multiply", "packbits", "sign", "sqrt", "uint32", "unpackbits", "zeros"),
 )
 _LAST_BLOCK = BLOCK_SIZE - 1
 
 
 class Array(np.ndarray):
-    """A NumPy array with the parts of CuPy's that the CUDA device uses."""
+    """A NumPy array with the parts of CuPy's that the CUDA device uses, and as strict."""
 
     memory: object = None
+
+    def __new__(cls, shape: tuple[int, ...], dtype: np.dtype, memory: _Memory | _Unowned) -> Self:
+        size = int(np.prod(shape)) * dtype.itemsize
+        array = memory.bytes[:size].view(dtype).reshape(shape).view(cls)
+        array.memory = memory
+        return array
+
+    def __array_finalize__(self, parent: object) -> None:
+        self.memory = getattr(parent, "memory", None)
+
+    def __array_ufunc__(
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Any,
+        out: tuple[Any, ...] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Computes as CuPy does, which takes no array of the host."""
+        for value in (*inputs, *out):
+            if isinstance(value, np.ndarray) and not isinstance(value, Array):
+                raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        plain = [np.asarray(value) if isinstance(value, Array) else value for value in inputs]
+        if out:
+            kwargs["out"] = tuple(map(np.asarray, out))
+        made = getattr(ufunc, method)(*plain, **kwargs)
+        return out[0] if out else np.asarray(made).view(Array)
 
     @property
     def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -65,13 +92,89 @@ class CudaError(RuntimeError):
 
 class _Context:
     mem_info = (3 << 20, 80 << 20)
-    ptr = 0
 
-    def __init__(self, *_: object, **__: object) -> None: ...
+    def __init__(self, *_: object) -> None: ...
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+class Stream(_Context):
+    """One whose work is done at once, or, if it waits for nothing but events, when it has to be.
+
+    What is done too late or too early then shows, as far as a test looks.
+    """
+
+    late = True  # whether streams of copies put their work off
+    entered = 0  # how many times it is entered, and not left
+    _all: ClassVar[list[Stream]] = []
+
+    def __init__(self, non_blocking: bool) -> None:
+        self._put_off = non_blocking and Stream.late
+        self._queue: list[Callable[[], object]] = []
+        Stream._all.append(self)
+        self.ptr = len(Stream._all)
+
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.entered -= 1
+
+    def do(self, work: Callable[[], object]) -> None:
+        self._queue.append(work)
+        if not self._put_off:
+            self.synchronize()
+
+    def until(self, work: Callable[[], object]) -> None:
+        while any(each is work for each in self._queue):
+            self._queue.pop(0)()
+
+    def synchronize(self) -> None:
+        while self._queue:
+            self._queue.pop(0)()
+
+    def wait_event(self, event: _Event) -> None:
+        stream, mark = event.stream, event.mark
+        if stream is not None:
+            self.do(lambda: stream.until(mark))
+
+
+class _Event:
+    stream: Stream | None = None
+
+    def __init__(self, block: bool, disable_timing: bool) -> None:
+        assert not block and disable_timing
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.mark = stream, lambda: None
+        stream.do(self.mark)
+
+    def mark(self) -> None: ...
+
+
+def _copy(target: int, source: int, size: int, kind: int, stream: int) -> None:
+    on_host = target if kind == _TO_HOST else source
+    assert any(0 <= on_host - start <= length - size for start, length in _pinned)
+    Stream._all[stream - 1].do(lambda: ctypes.memmove(target, source, size))
+
+
+class _PinnedMemory:
+    def __init__(self, size: int) -> None:
+        if _Memory.allocated + size > _Memory.limit:
+            raise CudaError("cudaErrorMemoryAllocation: out of memory")
+        self.bytes = np.full(size + 64, 0xAA, np.uint8)
+        self.start = -self.bytes.__array_interface__["data"][0] % 64
+        _pinned.append((self.bytes.__array_interface__["data"][0] + self.start, size))
+
+
+def _pinned_pointer(memory: _PinnedMemory, offset: int) -> np.ndarray:
+    return memory.bytes[memory.start : memory.bytes.size - 64 + memory.start]
+
+
+_pinned: list[tuple[int, int]] = []
+_TO_CARD, _TO_HOST = 1, 2
 
 
 class _RawModule:
@@ -138,28 +241,43 @@ def _asarray(values: np.ndarray) -> Array:
     return array
 
 
-def _array(shape: tuple[int, ...], dtype: np.dtype, memory: _Memory) -> Array:
-    size = int(np.prod(shape)) * dtype.itemsize
-    array = memory.bytes[:size].view(dtype).reshape(shape).view(Array)
-    array.memory = memory
-    return array
+def _same(name: str) -> Any:
+    """Returns NumPy's `name`, whose arrays are the card's."""
+    found = getattr(np, name)
+    if isinstance(found, type):
+        return found
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = found(*args, **kwargs)
+        return made.view(Array) if isinstance(made, np.ndarray) else made
+
+    return call
 
 
 def module(cards: int = 1) -> types.ModuleType:
     """Returns the stand-in of `cupy` on a machine with so many cards."""
     fake: Any = types.ModuleType("cupy")
-    fake.RawModule, fake.asarray, fake.ndarray = _RawModule, _asarray, _array
+    fake.RawModule, fake.asarray, fake.ndarray = _RawModule, _asarray, Array
     fake.asnumpy = lambda array, stream=None: np.array(array)
     fake.isfinite, fake.dot = np.isfinite, np.dot
     for name in _SAME:
-        setattr(fake, name, getattr(np, name))
+        setattr(fake, name, _same(name))
     fake.cuda = types.SimpleNamespace(
         Memory=_Memory,
         MemoryPointer=lambda memory, offset: memory,
         UnownedMemory=_Unowned,
-        Stream=_Context,
+        PinnedMemory=_PinnedMemory,
+        PinnedMemoryPointer=_pinned_pointer,
+        Stream=Stream,
+        Event=_Event,
         Device=_Context,
-        runtime=types.SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: cards),
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=CudaError,
+            getDeviceCount=lambda: cards,
+            memcpyAsync=_copy,
+            memcpyHostToDevice=_TO_CARD,
+            memcpyDeviceToHost=_TO_HOST,
+        ),
     )
     return fake
 
@@ -171,9 +289,11 @@ def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
         cached.cache_clear()
     host = CpuDevice(1)
 
-    def open_session(self: Any, model: bytes, constants: Any, more: Mapping[str, str]) -> Any:
-        assert not more or more == {"enable_cuda_graph": "1"}
-        return host.open_session(model, constants)
+    def open_session(
+        self: Any, model: bytes, constants: Any, more: Mapping[str, str], piece: bool = False
+    ) -> Any:
+        assert not more or (more == {"enable_cuda_graph": "1"} and not piece)
+        return host.open_session(model, constants, piece)
 
     def binder(self: Any, array: Any, dtype: dtypes.Dtype) -> Binder:
         value = alias(np.asarray(array), dtype)

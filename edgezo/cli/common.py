@@ -13,7 +13,7 @@ from edgezo.cli.adapters import add_adapter
 from edgezo.finite_json import finite_json
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.tasks.make import TASKS
-from edgezo_runtime import journal, peft
+from edgezo_runtime import journal, peft, start
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
 
@@ -99,7 +99,9 @@ def open_model(path: Path, device: str | None, threads: int | None) -> tuple[Mod
     if adapter is None:
         return load(settings["bundle"], **where, weights=run.weights), settings
     bundle = open_adapted(settings["bundle"], adapter, add_adapter)
-    model = load(bundle, **where, weights=run.weights, prefix=peft.prefix(adapter))
+    found = start.restore(header, path, bundle)
+    front = peft.prefix(adapter)
+    model = load(bundle, **where, weights=run.weights, prefix=front, start=found)
     return model, settings
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import click
 import yaml
 
+from edgezo.baselines import ICL, IN_CONTEXT, LINEAR_PROBE, NAMES
 from edgezo.callbacks import Callback
 from edgezo.cli.adapters import add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.progress import RunProgress
 from edgezo.cli.run_memory import memory_ratio
 from edgezo.cli.run_options import run_options
-from edgezo.compare import RESULTS, Run, compare, plan, table
+from edgezo.compare import RESULTS, Run, compare, plan, table, write_rows
 from edgezo.compare_report import write_comparison
 from edgezo_runtime.errors import InputError
 
@@ -29,7 +30,7 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
 )
 @click.argument("bundle", required=False)
 @click.option("--data", multiple=True, metavar="TASK=TRAIN:DEV", help="Rows of a task; repeatable.")
-@click.option("--methods", help="Names from `edgezo methods`, and default.")
+@click.option("--methods", help=f"Names from `edgezo methods`, default, {', '.join(NAMES)}.")
 @click.option("--seeds", help="Seeds with commas between them.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all runs.")
 @click.option(
@@ -40,10 +41,14 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
     "examples", "shots", "eval_examples", "eval_every", "keep", "device", "threads",
 )  # fmt: skip
 @click.option(
-    "--in-context", type=click.IntRange(1), help="Also show the untuned model so many solved rows."
+    "--in-context",
+    type=click.IntRange(1),
+    help=f"Also icl: show the untuned model so many solved rows.  [default: {IN_CONTEXT}]",
 )
 @click.option(
-    "--linear-probe", is_flag=True, help="Also fit a regression on the untuned model's features."
+    "--linear-probe",
+    is_flag=True,
+    help="Also linear-probe: fit a regression on the untuned model's features.",
 )
 @click.option("--keep-weights", is_flag=True, help="Keep each run's weights, not the journal only.")
 @as_json
@@ -72,37 +77,43 @@ def command(
     tasks = dict(_task(item) for item in data) or _mapping(given, "data")
     named = {name: {} for name in _split(methods)} if methods else _mapping(given, "methods")
     numbers = [_seed(text) for text in (_split(seeds) if seeds else given.get("seeds", [0]))]
+    if in_context:
+        named = {ICL: {}} | named
+        named[ICL] = {**named[ICL], "in_context": in_context}
+    if linear_probe:
+        named = {LINEAR_PROBE: {}} | named
     for what, found in (("--data", tasks), ("--methods", named), ("--seeds", numbers)):
         if not found:
             raise InputError(f"there is nothing to compare: give {what}")
     shared = {name: value for name, value in flags.items() if value is not None}
     settings = _mapping(given, "settings") | shared
     runs = plan(bundle, tasks, named, numbers, settings, out)
+    tuned = sum(run.baseline is None for run in runs)
     done = 0
 
     @contextlib.contextmanager
     def watch(run: Run) -> Iterator[Callback]:
         click.echo(
-            f"run {done + 1} of {len(runs)}: {run.task}, {run.method}, seed {run.settings.seed}",
+            f"run {done + 1} of {tuned}: {run.task}, {run.method}, seed {run.settings.seed}",
             err=True,
         )
         with RunProgress(run.settings.steps) as progress:
             yield progress
 
     rows = []
-    asked = {"keep_weights": keep_weights, "shots": in_context, "probe": linear_probe}
-    for row in compare(runs, out, watch, add_adapter, memory=memory_ratio, **asked):
+    for row in compare(runs, out, watch, add_adapter, keep_weights, memory_ratio):
         rows.append(row)
         done += row["run"] is not None
+    write_rows(out, rows)
     page = write_comparison(out, rows) if rows else None
     if as_json:
-        print_json({"rows": rows, "finished": done == len(runs), "out": str(out)})
+        print_json({"rows": rows, "finished": done == tuned, "out": str(out)})
     else:
         for line in _aligned(table(rows)):
             click.echo(line)
         click.echo(f"\nthe rows are in {out / RESULTS}" + (f", charts in {page}" if page else ""))
-    if done < len(runs):
-        click.echo(f"stopped after {done} of {len(runs)} runs; the same command goes on", err=True)
+    if done < tuned:
+        click.echo(f"stopped after {done} of {tuned} runs; the same command goes on", err=True)
         click.get_current_context().exit(130)
 
 

@@ -26,6 +26,7 @@ from edgezo.cli.progress import eval_progress
 from edgezo.data.rows import Rows
 from edgezo.data.subset import demonstrations
 from edgezo.evaluate import evaluate
+from edgezo.linear_probe import linear_probe
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.tasks import (
     Arrays,
@@ -61,6 +62,11 @@ from edgezo_runtime.journal import read
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--shots", type=click.IntRange(1), help="Show so many solved rows before each.")
 @click.option("--shot-data", type=click.Path(path_type=Path), help="Rows to show, JSONL.")
+@click.option(
+    "--probe-data",
+    type=click.Path(path_type=Path),
+    help="Rows, JSONL: fit a linear probe on MODEL's features of them, and measure that.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Draws the rows to show.")
 @device_option
 @threads_option
@@ -77,6 +83,7 @@ def command(
     max_tokens: int,
     shots: int | None,
     shot_data: Path | None,
+    probe_data: Path | None,
     seed: int,
     device: str | None,
     threads: int | None,
@@ -86,19 +93,24 @@ def command(
 
     A bundle that was not tuned is measured zero-shot. A run is measured with its own prompt and
     label words unless others are given. With --shots, rows of --shot-data stand before each row
-    with their answers, as many of them as fit.
+    with their answers, as many of them as fit. With --probe-data the answers are those of
+    a logistic regression on MODEL's features, fitted on these rows.
     """
     loaded, _ = open_model(model, device, threads)
     asked = load_prompt(prompt, loaded.form["kind"]).override(task, template, label_words)
     header = read(RunFolder(model).journal).header if is_run(model) else {}
-    own = header.get("task")
-    if asked != Prompt() or not own or own.get("name") == Arrays.name:
-        rows = read_data(data, loaded, asked)
-        maker = task_of(loaded, rows, asked)
-    else:
+    own = header.get("task") or {}
+    recorded = asked == Prompt() and own.get("name") not in (None, Arrays.name)
+    if recorded:
         asked = Prompt(columns=header.get("columns", {}))
-        rows = read_data(data, loaded, asked)
+    rows = read_data(data, loaded, asked)
+    fitted = rows if probe_data is None else read_data(probe_data, loaded, asked)
+    if not recorded:
+        maker = task_of(loaded, fitted, asked)
+    else:
         maker = cast(BaseTask, task_from_settings(own, loaded.tokenizer))
+    if probe_data is not None and (metric is not None or shots is not None):
+        raise InputError("--probe-data goes with neither --metric nor --shots; leave one out")
     if (shots is None) != (shot_data is None):
         raise InputError("--shots and --shot-data go together; give both or none")
     if shots is not None and shot_data is not None:
@@ -109,7 +121,11 @@ def command(
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
     with eval_progress() as progress:
-        metrics = evaluate(loaded, maker, examples, batch_size, progress)
+        if probe_data is not None:
+            solved = maker.encode_rows(fitted)
+            metrics = linear_probe(loaded, maker, solved, examples, batch_size).metrics
+        else:
+            metrics = evaluate(loaded, maker, examples, batch_size, progress)
         if metric is not None:
             if not isinstance(maker, Task) or not isinstance(rows, Rows):
                 raise InputError("--metric judges generated text, and this model takes arrays")

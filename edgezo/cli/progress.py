@@ -90,7 +90,10 @@ class RunProgress(Callback):
             self._bar.update(self._task, completed=done, status="replaying the journal")
 
     def on_start(self, rows: int) -> None:
-        self._print(f"fitting the label words on the features of {rows} rows")
+        self._print(f"fitting the labels on the features of {rows} rows")
+
+    def on_no_start(self, reason: str) -> None:
+        self._print(f"no start from a probe: {reason}")
 
     def on_prefix_cache(self, path: Path, size: int) -> None:
         self._print(f"writing the frozen layers' outputs to {path}, {size / 1e6:.1f} MB")

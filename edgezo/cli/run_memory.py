@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from edgezo.adapted import open_adapted
+from edgezo.baselines import LINEAR_PROBE, Baseline
 from edgezo.bench.inference_memory import inference_peak, save_feeds
 from edgezo.bench.processes import WorkerProcess, serve
 from edgezo.cli.adapters import add_adapter
+from edgezo.compare import Run
+from edgezo.data.batches import eval_batches
+from edgezo.linear_probe import linear_probe, probes
 from edgezo.settings import RunSettings
-from edgezo.train import batch_order
+from edgezo.train import batch_order, head_start
 from edgezo.training_data import prepare
 from edgezo.tuner import Tuner
+from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.model import load
 from edgezo_runtime.ort import onnxruntime
@@ -24,11 +29,12 @@ _STEPS = 2
 _BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
 
 
-def memory_ratio(settings: RunSettings) -> float | None:
+def memory_ratio(run: Run) -> float | None:
     """Returns the peak memory of a run's steps over that of plain inference of the same batch.
 
     Both are measured in a process of their own, above what it holds after its imports; a run's has
-    the tokenizer and the data, too.
+    the tokenizer and the data, too. A baseline has no steps: its forward passes are measured, and
+    the fit of a probe.
 
     Returns:
         None where the run is not on the CPU.
@@ -37,11 +43,15 @@ def memory_ratio(settings: RunSettings) -> float | None:
         InputError: bad settings, data or bundle.
         EdgezoError: a process failed.
     """
+    settings, baseline = run.settings, run.baseline
     if settings.device != "cpu":
         return None
+    asked: dict[str, Any] = {"settings": settings.to_dict()}
+    if baseline:
+        asked |= {"name": baseline.name, "in_context": baseline.in_context}
     with tempfile.TemporaryDirectory(prefix="edgezo-memory-") as folder:
         with WorkerProcess("-m", "edgezo.cli.run_memory") as worker:
-            path = worker.call("take_steps", settings=settings.to_dict(), folder=folder)
+            path = worker.call("measure" if baseline else "take_steps", folder=folder, **asked)
             peak = worker.call("peak")
         with np.load(path) as feeds:
             plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
@@ -49,7 +59,7 @@ def memory_ratio(settings: RunSettings) -> float | None:
 
 
 class RunWorker:
-    """Takes the first steps of a run, alone in its process."""
+    """Takes the first steps of a run, or measures a baseline, alone in its process."""
 
     def __init__(self) -> None:
         onnxruntime()
@@ -61,6 +71,7 @@ class RunWorker:
         bundle = open_adapted(run.bundle, run.adapter(), add_adapter)
         model = load(bundle, tune=run.tune, threads=run.threads)
         data = prepare(model, run)
+        head_start(model, data, run)
         order = batch_order(data, run)
         tuner = Tuner(
             model,
@@ -74,14 +85,32 @@ class RunWorker:
         )
         first = [order(number) for number in range(1, _BATCHES + 1)]
         pairs = [(data.batch(a), None if b is None else data.batch(b)) for a, b in first]
-        batch, exact = max(pairs, key=lambda pair: sum(a.size for a in pair[0].feeds().values()))
+        batch, exact = max(pairs, key=lambda pair: _size(pair[0]))
         for _ in range(_STEPS):
             tuner.step(batch, exact=exact)
+        return save_feeds(batch.feeds(), folder)
+
+    def measure(self, settings: dict[str, Any], name: str, in_context: int, folder: str) -> str:
+        """Runs the largest batch of a baseline, or fits it; returns the path of its inputs."""
+        run = RunSettings.from_dict(settings, "the comparison")
+        model, drawn, held_out = Baseline(name, in_context).prepare(run)
+        examples = drawn.task.encode_rows(drawn.train) if name == LINEAR_PROBE else held_out
+        batches = (batch for _, batch in eval_batches(drawn.task, examples, run.batch_size))
+        batch = max(batches, key=_size)
+        if name != LINEAR_PROBE:
+            for _ in range(_STEPS):
+                model.forward(batch)
+        elif probes(drawn.task):
+            linear_probe(model, drawn.task, examples, held_out[:1], run.batch_size)
         return save_feeds(batch.feeds(), folder)
 
     def peak(self) -> int:
         """Returns the most bytes held, above the process after its imports."""
         return peak_bytes() - self._resident
+
+
+def _size(batch: BaseBatch) -> int:
+    return sum(array.size for array in batch.feeds().values())
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ _OPTIONS: dict[str, Decorator] = {
     "adapter": adapter_options,
     "start": _option(
         "--start",
-        help="base, probe (first fit the label words on the base's features), or auto.  "
+        help="base, probe (first fit the labels on the base's features), or auto.  "
         "[default: the recipe's; of a method base]",
     ),
     "objective": _option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]"),

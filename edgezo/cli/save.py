@@ -39,7 +39,7 @@ def _onnx(model: Model, out: Path) -> None:
 def _onnx_adapter(model: Model, out: Path) -> None:
     from edgezo_export.inference_graph import write_adapter_graph
 
-    _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
+    _base(model, out)
     write_adapter_graph(model.bundle, model.weights.trained(), out)
 
 
@@ -47,11 +47,20 @@ def _genai(model: Model, out: Path) -> None:
     from edgezo_export.genai_folder import write_genai_folder
 
     if model.bundle.manifest.adapter:
-        _copy(model.bundle, out, WEIGHTS, *SIDE_FILES)
+        _base(model, out)
         write_genai_folder(model.bundle, model.weights.arena.views, out)
     else:
         _merged(model, out)
         write_genai_folder(model.bundle, {}, out)
+
+
+def _base(model: Model, out: Path) -> None:
+    """Writes what an adapter goes over, with the rows that its run began with."""
+    if model.weights.start is None:
+        _copy(model.bundle, out, WEIGHTS)
+    else:
+        model.weights.save(out / WEIGHTS)
+    _copy(model.bundle, out, *SIDE_FILES)
 
 
 def _copy(bundle: Bundle, out: Path, *names: str) -> None:
@@ -102,11 +111,14 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     kind = model.bundle.manifest.adapter.get("kind")
     quantized = any(p.kind == QUANTIZED for p in model.bundle.manifest.parameters)
     able = [n for n, f in FORMATS.items() if kind in (f.quantized if quantized else f.kinds)]
+    fitted = kind is not None and model.weights.start is not None
+    if fitted and "peft" in able:
+        able.remove("peft")  # it has no place for rows of the base
     if style not in able:
         tuned = f"a {kind}" if kind else "no adapter"
+        over = [" over quantised weights"] * quantized + [" from fitted rows of the base"] * fitted
         raise InputError(
-            f"{run} tuned {tuned}{' over quantised weights' if quantized else ''}, which --format "
-            f"{style} does not hold: "
+            f"{run} tuned {tuned}{' and'.join(over)}, which --format {style} does not hold: "
             + (f"use {' or '.join(able)}" if able else "only edgezo itself runs it")
         )
     if out.exists():

@@ -205,7 +205,7 @@ def _first(name: str) -> str:
     if issubclass(kind, Hift):
         return "hift-adamw"
     if issubclass(kind, FirstOrder):
-        return "adamw" if kind.keeps else "ip-sgd"
+        return "adamw" if kind.keep_products.default else "ip-sgd"
     return "mezo"
 
 

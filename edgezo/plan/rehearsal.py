@@ -89,7 +89,7 @@ class Rehearsal:
             method = self._make(name, self._weights.arena)
             check_method(dataclasses.replace(self._settings, method=name))
             if method.graph:
-                check_graph(self._weights.bundle, self._weights.device, method.graph)
+                check_graph(self._weights.bundle, method.graph)
         except InputError as error:
             return str(error)
         gradients = 0
@@ -228,7 +228,7 @@ class _Free:
         self,
         names: Sequence[str],
         take: Callable[[str, np.ndarray], None],
-        keep: bool,
+        keep: float,
         draws: Draws,
     ) -> float:
         self.passes += 1

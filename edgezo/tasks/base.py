@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgezo.data.rows import Rows
-from edgezo_runtime.batch import BaseBatch, Batch, Objective, OptionLoss
+from edgezo_runtime.batch import BaseBatch, Batch, Objective, OptionLoss, TokenLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
@@ -138,13 +138,13 @@ class Task(BaseTask):
                 longer than the model's context.
         """
 
-    @abc.abstractmethod
     def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns what judges the outputs of the batch of `examples`."""
+        """Returns what judges the outputs of `examples`: the mean loss over the answers' tokens."""
+        return TokenLoss(len(examples))
 
-    @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """Returns what `task_from_settings` makes an equal task of; plain JSON."""
+        return {"name": self.name, "context_length": self.context_length}
 
     @property
     def candidates(self) -> np.ndarray:

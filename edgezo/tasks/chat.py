@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from edgezo.data.rows import listed, quoted
 from edgezo.tasks.base import Example, Part, Task
-from edgezo_runtime.batch import Objective, TokenLoss
 from edgezo_runtime.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -51,14 +50,6 @@ class Chat(Task):
         examples = [Example((part,)) for part in map(_part, encoded) if len(part.targets)]
         self.skipped += not examples
         return examples
-
-    def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns the mean loss over the assistant's tokens."""
-        return TokenLoss(len(examples))
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the context length; the template is the model's."""
-        return {"name": self.name, "context_length": self.context_length}
 
     def _fitted(self, messages: list[Message]) -> tuple[list[np.ndarray], bool]:
         """Returns the encoded texts of the conversation's longest end that fits."""

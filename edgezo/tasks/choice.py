@@ -101,12 +101,7 @@ class Choice(Task):
 
     def settings(self) -> dict[str, Any]:
         """Returns the template."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
-            "template": self._source,
-            **self.answers.settings(),
-        }
+        return super().settings() | {"template": self._source, **self.answers.settings()}
 
 
 def options_of(row: Mapping[str, Any], place: str) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from edgezo.data.rows import text_value
 from edgezo.tasks.answers import Answers
 from edgezo.tasks.base import Example, Task
 from edgezo.tasks.template import Template, fit
-from edgezo_runtime.batch import Objective, TokenLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.text import Tokenizer
 
@@ -88,15 +87,9 @@ class Generate(Task):
         prompt = self.template.render(self.template.values(row, place))
         return prompt + text_value(row, "completion", place)
 
-    def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns the mean loss over the completions' tokens."""
-        return TokenLoss(len(examples))
-
     def settings(self) -> dict[str, Any]:
         """Returns the template."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
+        return super().settings() | {
             "template": self.template.source,
             **({} if self.stop is None else {"stop": self.stop}),
             **self.answers.settings(),

@@ -66,9 +66,7 @@ class LabelTask(Task):
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and words."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
+        return super().settings() | {
             "template": self.template.source,
             "labels": list(self.labels.labels),
             "words": list(self.labels.words),

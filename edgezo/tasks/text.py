@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from edgezo.tasks.answers import Answers
 from edgezo.tasks.base import Example, Task
 from edgezo.tasks.template import Template
-from edgezo_runtime.batch import Objective, TokenLoss
 from edgezo_runtime.text import Tokenizer
 
 DEFAULT_TEMPLATE = "{text}"
@@ -47,14 +46,6 @@ class Text(Task):
         answers = Answers(self.tokenizer)
         return [Example((answers.score(window[:1], window[1:]),)) for window in windows]
 
-    def objective(self, examples: Sequence[Example]) -> Objective:
-        """Returns the mean loss over the tokens."""
-        return TokenLoss(len(examples))
-
     def settings(self) -> dict[str, Any]:
         """Returns the template."""
-        return {
-            "name": self.name,
-            "context_length": self.context_length,
-            "template": self.template.source,
-        }
+        return super().settings() | {"template": self.template.source}

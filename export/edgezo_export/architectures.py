@@ -41,7 +41,7 @@ class Architecture:
         form: what tasks must know of a model; see `Manifest.form`.
         context_length: the longest sequence that a model takes, or None if it does not say.
         logits: what transformers computes for the answers of a batch, (answers, vocabulary).
-        optimum_task: what optimum calls it, or None if edgezo does not read its graphs of it.
+        optimum_task: what optimum calls it.
     """
 
     endings: tuple[str, ...]
@@ -51,7 +51,7 @@ class Architecture:
     form: Callable[[PreTrainedModel], dict[str, Any]]
     context_length: Callable[[PreTrainedModel], int | None]
     logits: Callable[[PreTrainedModel, Mapping[str, Tensor]], Tensor]
-    optimum_task: str | None = None
+    optimum_task: str
 
 
 def token_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
@@ -106,6 +106,7 @@ ARCHITECTURES = (
         seq2seq_form,
         seq2seq_context_length,
         token_logits,
+        "text2text-generation",
     ),
 )
 

@@ -26,7 +26,7 @@ from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lean.verify import add_lean
 from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
-from edgezo_export.optimum_graph import has_onnx, optimum_file, read_optimum_graph
+from edgezo_export.optimum_graph import has_onnx, optimum_folder, read_optimum_graph
 from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs
 from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_export.verify import verify_bundle
@@ -77,8 +77,6 @@ def checkpoint_to_bundle(
         via = "optimum" if has_onnx(source) and not has_weights(source) else "torch"
     if kind is not CAUSAL and dtype != "float32":
         raise InputError(f"{kind.what} are exported as float32 only")
-    if via == "optimum" and kind.optimum_task is None:
-        raise InputError(f"{kind.what} are exported via torch only")
     if (via, dtype) == ("optimum", "bfloat16"):
         raise InputError("optimum does not export bfloat16: use --via torch, with safetensors")
     model = shell_of_folder(source, kind.auto, getattr(torch, dtype))
@@ -160,13 +158,12 @@ def _through_optimum(
     complete: Callable[..., object],
 ) -> None:
     files = CheckpointFiles(source) if has_weights(source) else None
-    assert kind.optimum_task is not None
-    with optimum_file(source, dtype, kind.optimum_task) as path:
-        graph, found = read_optimum_graph(path, model, files, kind.form(model))
+    with optimum_folder(source, dtype, kind.optimum_task) as wrote:
+        graph, found = read_optimum_graph(wrote, model, files, kind.form(model))
         for key, tensor in found.items():
             if tensor.dtype.name != dtype:
                 raise InputError(
-                    f"{path} holds {key!r} as {tensor.dtype.name}: export it with "
+                    f"{source} holds {key!r} as {tensor.dtype.name}: export it with "
                     f"--dtype {tensor.dtype.name}"
                 )
         save_graph(graph, folder / GRAPH)

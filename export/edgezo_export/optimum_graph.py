@@ -14,6 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from transformers import PreTrainedModel
 
 from edgezo_export.checkpoint_files import CheckpointFiles
+from edgezo_export.encoder_decoder import DECODER_FILE, ENCODER_FILE, joined
 from edgezo_export.lift import ParameterNames, lifted
 from edgezo_export.match_parameters import FoundTensor, match_parameters
 from edgezo_export.quiet import quiet
@@ -26,13 +27,19 @@ ONNX_FILE = "model.onnx"
 
 
 def has_onnx(folder: Path) -> bool:
-    """Whether optimum's graph lies in `folder`."""
-    return (folder / ONNX_FILE).is_file()
+    """Whether optimum's graph lies in `folder`, or its encoder's and decoder's do."""
+    return _file(folder).is_file()
+
+
+def _file(folder: Path) -> Path:
+    decoder = folder / DECODER_FILE
+    halves = decoder.is_file() and (folder / ENCODER_FILE).is_file()
+    return decoder if halves else folder / ONNX_FILE
 
 
 @contextlib.contextmanager
-def optimum_file(source: Path, dtype: str, task: str) -> Iterator[Path]:
-    """Gives the `model.onnx` of `source`: its own, or one that optimum makes of the checkpoint.
+def optimum_folder(source: Path, dtype: str, task: str) -> Iterator[Path]:
+    """Gives a folder with optimum's graph of `source`: itself, or one where optimum writes it.
 
     Args:
         source: the folder.
@@ -43,7 +50,7 @@ def optimum_file(source: Path, dtype: str, task: str) -> Iterator[Path]:
         InputError: optimum is not installed, or cannot export it; the message has its reason.
     """
     if has_onnx(source):
-        yield source / ONNX_FILE
+        yield source
         return
     try:
         from optimum.exporters.onnx import main_export
@@ -67,35 +74,39 @@ def optimum_file(source: Path, dtype: str, task: str) -> Iterator[Path]:
         except Exception as error:  # whatever torch, transformers or optimum raise
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise InputError(f"optimum cannot export {source}: {reason}") from error
-        yield Path(folder) / ONNX_FILE
+        yield Path(folder)
 
 
 def read_optimum_graph(
-    path: Path,
+    folder: Path,
     model: PreTrainedModel,
     files: CheckpointFiles | None,
     form: Mapping[str, Any],
 ) -> tuple[ir.Model, dict[str, FoundTensor]]:
-    """Returns the weight-free text graph of the file at `path`, and where its weights lie.
+    """Returns the weight-free text graph that optimum wrote, and where its weights lie.
 
     Args:
-        path: a `model.onnx` of optimum, with or without external data and a cache.
+        folder: holds a `model.onnx` of optimum, with or without external data and a cache, or
+            `encoder_model.onnx` and `decoder_model.onnx`.
         model: the shell of the same model, which knows its parameters' names and shapes.
         files: the checkpoint, if there is one.
         form: of the model; see `Manifest.form`.
 
     Raises:
-        InputError: the file is damaged, or cannot be mapped to the model; the message names what.
+        InputError: a file is damaged, or cannot be mapped to the model; the message names what.
     """
+    path = _file(folder)
     graph = _load(path)
     names = ParameterNames.of(model)
     shapes = {key: tuple(model.get_parameter(key).shape) for key in names.kinds}
 
     try:
+        if path.name == DECODER_FILE:
+            graph = joined(_load(folder / ENCODER_FILE), graph)
         found = match_parameters(graph, names, shapes, _reader(files, names, shapes))
         labels = form.get("labels")
         words = model.config.vocab_size if labels is None else len(labels)
-        put_text_head(graph, words, form.get("position"))
+        put_text_head(graph, words, form.get("position"), form["kind"] == "seq2seq")
         # Through the arithmetic on shapes that older exporters write out.
         ShapeInferencePass(data_prop=True)(graph)
         graph = lifted(graph, names)

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from edgezo_export.architectures import TEXT_INPUTS
 from edgezo_export.head_graph import FIRST, LAST
 from edgezo_export.text_graph import INPUTS, LONG_SUM, OUTPUTS, logsumexp_groups
 from edgezo_runtime.errors import InputError
@@ -22,6 +23,7 @@ _SHAPES = {
     "positions": ["answers"],
     "targets": ["answers"],
     "candidates": ["choices"],
+    "decoder_input_ids": ["batch", "decoded"],
 }
 
 
@@ -32,7 +34,9 @@ class _Ops(Tape):
         return self.op(operator, inputs, attributes)
 
 
-def put_text_head(model: ir.Model, vocabulary: int, position: int | None = None) -> None:
+def put_text_head(
+    model: ir.Model, vocabulary: int, position: int | None = None, decoder: bool = False
+) -> None:
     """Gives `model` the inputs and outputs of a text graph, in place.
 
     Position numbers are counted from the mask, as transformers counts them, segments are 0, and a
@@ -44,6 +48,7 @@ def put_text_head(model: ir.Model, vocabulary: int, position: int | None = None)
             (batch, labels) of a classifier.
         vocabulary: how many tokens the model knows, or labels.
         position: of the token that a classifier's head reads, first or last.
+        decoder: whether it takes `decoder_input_ids` too, which the logits are of.
 
     Raises:
         InputError: it takes something else, or returns no logits.
@@ -51,13 +56,14 @@ def put_text_head(model: ir.Model, vocabulary: int, position: int | None = None)
     graph = model.graph
     theirs = {str(value.name): value for value in graph.inputs}
     logits = next((value for value in graph.outputs if value.name == "logits"), None)
-    if logits is None or not {"input_ids", "attention_mask"} <= theirs.keys():
+    text = TEXT_INPUTS if decoder else TEXT_INPUTS[:2]
+    if logits is None or not theirs.keys() >= set(text):
         raise InputError(
-            "the graph does not turn input_ids and attention_mask into logits: "
-            "export it with optimum's task text-generation, fill-mask or text-classification"
+            f"the graph does not turn {' and '.join(text)} into logits: export it with optimum's "
+            "task text-generation, fill-mask, text-classification or text2text-generation"
         )
-    ours = {name: _input(name) for name in INPUTS}
-    for name in ("input_ids", "attention_mask"):
+    ours = {name: _input(name) for name in dict.fromkeys((*INPUTS, *text))}
+    for name in text:
         theirs[name].replace_all_uses_with(ours[name])
         ours[name].name = name
     first = _Ops()
@@ -79,7 +85,7 @@ def put_text_head(model: ir.Model, vocabulary: int, position: int | None = None)
         every = _scores(graph) if position == LAST else logits
         rows = _picked(last, every, ours["positions"], vocabulary)
     outputs = _answers(last, rows, ours, vocabulary)
-    graph.inputs[:] = [ours[name] for name in INPUTS]
+    graph.inputs[:] = ours.values()
     graph.outputs[:] = outputs
     if first.nodes:
         graph.insert_before(graph.node(0), first.nodes)

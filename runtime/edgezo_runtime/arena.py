@@ -33,6 +33,9 @@ class Arena:
         parameters: the trained parameters, in manifest order.
         device: whose memory the weights lie in; one thread of the CPU if None.
 
+    Attributes:
+        sweeper: changes the weights.
+
     Raises:
         InputError: a parameter's dtype cannot be trained, or there is none.
     """
@@ -66,7 +69,7 @@ class Arena:
             Placed(p, self.views[p.name].reshape(-1), self.noise_offsets[p.name])
             for p in self.parameters
         ]
-        self._sweeper = device.sweeper(placed, self.buffers)
+        self.sweeper = device.sweeper(placed, self.buffers)
         self._deferred: tuple[Term, ...] = ()
 
     @property
@@ -86,23 +89,31 @@ class Arena:
 
     def settle(self) -> None:
         """Adds what was deferred; whoever reads the weights calls this first."""
-        if self._deferred:
-            self.add()
+        self.add()
+        self.sweeper.finish()
+
+    def foresee(self, groups: Sequence[Sequence[Term]]) -> None:
+        """Says what will be added before each of the losses that follow the next one.
+
+        Where weights have to be fetched for a loss, those of the same batch are computed with it.
+        """
+        self.sweeper.foresee(groups)
 
     def forget(self) -> None:
         """Drops what was deferred: the weights are about to be overwritten."""
         self._deferred = ()
+        self.sweeper.forget()
 
     def add(self, *terms: Term) -> None:
         """Sweeps once over all weights, adding what was deferred and then each of `terms`.
 
         Several terms in one sweep give the same bits as one sweep each; they only save passes over
-        the memory.
+        the memory. A forward pass sees the sum; the memory itself may follow later (`settle`).
         """
         terms, self._deferred = self._deferred + terms, ()
-        most = self._sweeper.most_terms
+        most = self.sweeper.most_terms
         for start in range(0, len(terms), most):
-            self._sweeper.sweep(terms[start : start + most])
+            self.sweeper.sweep(terms[start : start + most])
 
     def update(
         self, rule: Rule, directions: Sequence[AnyDirection] = (), decay: np.float32 = ONE
@@ -119,16 +130,11 @@ class Arena:
             decay: multiplies the weights that decay (matrices).
         """
         self.settle()
-        self._sweeper.update(rule, directions, np.float32(decay))
-
-    @property
-    def threads(self) -> int:
-        """How many threads `each` has."""
-        return self.device.threads
+        self.sweeper.update(rule, directions, np.float32(decay))
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order; threads share them."""
-        return self._sweeper.each(work, items)
+        return self.sweeper.each(work, items)
 
     def nonfinite(self) -> str | None:
         """Returns the name of a parameter that holds NaN or infinity, or None."""

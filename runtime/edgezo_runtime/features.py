@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgezo_runtime import wire
-from edgezo_runtime.bundle import GRAPH, Bundle, Port
+from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, Port
 from edgezo_runtime.errors import InputError
 
 _PROJECTIONS = ("MatMul", "MatMulNBits", "Gemm")
@@ -20,14 +20,27 @@ class Revealed:
 
     Attributes:
         bundle: with one more output.
-        output: its name.
+        read: its name.
+        output: what the projection leads to.
         weight: the parameter that the projection multiplies with, or rows of it; None if there is
             no such one parameter.
+        bias: the parameter that is added to the products; None likewise.
     """
 
     bundle: Bundle
+    read: str
     output: str
     weight: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """What a projection reads, and all that is multiplied with it and added to it."""
+
+    read: str
+    weights: set[str]
+    added: set[str]
 
 
 def reveal(bundle: Bundle, output: str) -> Revealed:
@@ -46,25 +59,31 @@ def reveal(bundle: Bundle, output: str) -> Revealed:
     model = bundle.read_graph()
     data = {port.name for port in bundle.manifest.inputs} - {*_QUESTIONS}
     try:
-        name, others = _projected(model, output, data)
+        found = _projection(model, output, data)
     except ValueError as error:
         raise InputError(f"the graph of {bundle.folder} is damaged: {error}") from error
-    if name is None:
+    if found is None:
         raise InputError(
             f"the graph of {bundle.folder} has no linear layer before its output {output!r}, whose "
             "features could be taken"
         )
     manifest = bundle.manifest
-    outputs = (*manifest.outputs, Port(name, "float32", ("answers", "hidden")))
-    graphs = {**bundle.adapted, GRAPH: _with_output(model, name)}
-    revealed = dataclasses.replace(manifest, outputs=outputs)
-    weights = sorted(others & {parameter.name for parameter in manifest.parameters})
+    outputs = (*manifest.outputs, Port(found.read, "float32", ("answers", "hidden")))
+    graphs = {**bundle.adapted, GRAPH: _with_output(model, found.read)}
+    files = {name: digest for name, digest in manifest.files.items() if name != LEAN}
+    revealed = dataclasses.replace(manifest, outputs=outputs, files=files)
     edited = dataclasses.replace(bundle, manifest=revealed, adapted=graphs)
-    return Revealed(edited, name, weights[0] if len(weights) == 1 else None)
+    parameters = {parameter.name for parameter in manifest.parameters}
+    weight, bias = _only(found.weights & parameters), _only(found.added & parameters)
+    return Revealed(edited, found.read, output, weight, bias)
 
 
-def _projected(model: bytes, output: str, data: set[str]) -> tuple[str | None, set[str]]:
-    """Returns what the last projection before `output` multiplies, and what it multiplies with."""
+def _only(names: set[str]) -> str | None:
+    return next(iter(names)) if len(names) == 1 else None
+
+
+def _projection(model: bytes, output: str, data: set[str]) -> _Projection | None:
+    """Returns the last projection before `output`."""
     makers: dict[str, tuple[str, list[str]]] = {}
     late = set(data)  # what depends on the data
     for number, _, node in wire.fields(wire.main_graph(model)):
@@ -75,12 +94,18 @@ def _projected(model: bytes, output: str, data: set[str]) -> tuple[str | None, s
             if not late.isdisjoint(inputs):
                 late.update(made)
     name: str | None = output
+    added: list[str] = []
     while name in makers:
         operator, inputs = makers[name]
         name = next((each for each in inputs if each in late), None)
-        if operator in _PROJECTIONS:
-            return name, _ancestors([each for each in inputs if each != name], makers)
-    return None, set()
+        others = [each for each in inputs if each != name]
+        if operator in _PROJECTIONS and name is not None:
+            if operator == "Gemm":
+                others, added = others[:1], added + others[1:]
+            return _Projection(name, _ancestors(others, makers), _ancestors(added, makers))
+        if operator == "Add":
+            added += others
+    return None
 
 
 def _ancestors(names: list[str], makers: Mapping[str, tuple[str, list[str]]]) -> set[str]:

@@ -7,9 +7,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.errors import EdgezoError, InputError
 
 CHUNK_BYTES = 1 << 22
 
@@ -63,6 +63,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[bytes], path: Path) -> None:
+    """Keeps `file` from other processes until it is closed, or this process ends in any way.
+
+    Raises:
+        InputError: another process has it; the message says that of `path`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: an open file cannot be replaced there anyway
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"another process is writing {path}: wait for it or stop it") from error
 
 
 def cannot_write(path: Path, error: OSError) -> str:

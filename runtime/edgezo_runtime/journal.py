@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import atomic_writer, cannot_write
+from edgezo_runtime.files import atomic_writer, cannot_write, lock
 
 NAME = "journal.ezj"
 SCHEMA = 1
@@ -89,9 +89,11 @@ def encode_record(record: Record, step: int, header_crc: int) -> bytes:
 def read(path: Path) -> Journal:
     """Reads the journal at `path`. A torn tail is left out; it is never an error.
 
+    A crash leaves less than one record, or zeros where a file system had made room. Anything more
+    behind the last intact record is damage: bytes that were changed, lost or put in.
+
     Raises:
-        InputError: there is no journal, its header is damaged, or a record before the last intact
-            one is.
+        InputError: there is no journal, its header is damaged, or a record is.
     """
     try:
         data = path.read_bytes()
@@ -102,23 +104,21 @@ def read(path: Path) -> Journal:
     count = header["scalars"]
     size = 4 * count + 12
     records: list[Record] = []
-    valid_end = start
-    damaged = None
+    end = start
     for step, at in enumerate(range(start, len(data) - size + 1, size), start=1):
         payload, crc = data[at : at + size - 4], data[at + size - 4 : at + size]
         if struct.unpack("<I", crc)[0] != _record_crc(payload, step, header_crc):
-            damaged = damaged or step
-            continue
-        if damaged:
-            raise InputError(
-                f"the journal {path} is damaged at step {damaged}, before intact steps: "
-                "restore it from a copy"
-            )
+            break
         *numbers, flags = struct.unpack(f"<{count + 1}fI", payload)
         scalars = tuple(np.float32(number) for number in numbers)
         records.append(Record(scalars[:-1], scalars[-1], flags))
-        valid_end = at + size
-    return Journal(header, records, len(data) - valid_end, start, header_crc)
+        end = at + size
+    if len(data[end:].rstrip(b"\0")) >= size:
+        raise InputError(
+            f"the journal {path} is damaged at step {len(records) + 1}, and not only torn at its "
+            "end: restore it from a copy"
+        )
+    return Journal(header, records, len(data) - end, start, header_crc)
 
 
 class JournalWriter:
@@ -149,7 +149,7 @@ class JournalWriter:
         except OSError as error:
             raise EdgezoError(cannot_write(path, error)) from error
         try:
-            _lock(self._file.fileno(), path)
+            lock(self._file, path)
             journal = read(path)  # under the lock: nobody appends between reading and cutting
             self.header = journal.header
             self.records = journal.records
@@ -250,14 +250,3 @@ def _decode_header(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
 
 def _record_crc(payload: bytes, step: int, header_crc: int) -> int:
     return zlib.crc32(payload, zlib.crc32(struct.pack("<Q", step), header_crc))
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: an open file cannot be replaced there anyway
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"another process is writing {path}: wait for it or stop it") from error

@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
@@ -29,6 +30,9 @@ from edgezo_runtime.session import Session
 from edgezo_runtime.start import Start
 from edgezo_runtime.text import TOKENIZER, Tokenizer
 from edgezo_runtime.weights import Weights
+
+if TYPE_CHECKING:
+    from edgezo_runtime.streamed import StreamedSession
 
 
 class Model:
@@ -53,12 +57,24 @@ class Model:
 
     def bind(self) -> None:
         """Opens the sessions over the weights, again where arrays of them were replaced."""
-        trained = self.weights.arena.views.keys()
         self.__dict__.pop("_session", None)  # two at once would take memory for both
-        self._session = Session(self.bundle, self.weights.arrays(), trained, self.device)
-        self._gradients: dict[bool, GradientSession] = {}
+        self._session = self.session(self.bundle, self.weights.arena.views.keys())
+        self._gradients: dict[float, GradientSession] = {}
         for opened in ("generation", "options", "_tangents"):
             self.__dict__.pop(opened, None)
+
+    def session(self, bundle: Bundle, changing: Set[str]) -> Session | StreamedSession:
+        """Opens a session of `bundle`, whose weights these are, where they lie.
+
+        Args:
+            bundle: the model's, perhaps with another graph.
+            changing: names of the weights that will change, if they lie on the device itself.
+        """
+        if self.device.streams:
+            from edgezo_runtime.streamed import StreamedSession
+
+            return StreamedSession(bundle, self.weights)
+        return Session(bundle, self.weights.arrays(), changing, self.device)
 
     @contextlib.contextmanager
     def unbound(self) -> Iterator[None]:
@@ -70,7 +86,7 @@ class Model:
             self.bind()
 
     def begin_at(self, start: Start) -> None:
-        """Puts fitted rows into one matrix; see `Weights.begin_at`."""
+        """Puts fitted rows into their matrix; see `Weights.begin_at`."""
         with self.unbound():  # a session would keep the matrix that is replaced
             self.weights.begin_at(start)
 
@@ -98,7 +114,7 @@ class Model:
 
         Options that share much of a prompt read it once; of their outputs there is ``logprobs``.
         """
-        self.weights.settle()
+        self.weights.ready()
         shared = Shared.of(batch)
         if shared is not None and self.options is not None:
             return self.options.score(shared)
@@ -114,7 +130,14 @@ class Model:
 
     def check_prefix(self) -> None:
         """Checks that `cached_prefix` can be; raises InputError where it cannot."""
-        self._session.layout()
+        self._resident.layout()
+
+    @property
+    def _resident(self) -> Session:
+        """The session over weights on the device; raises InputError if they lie elsewhere."""
+        if not isinstance(self._session, Session):
+            raise InputError(f"--prefix-cache is not for device {self.device.name}: leave it out")
+        return self._session
 
     @contextlib.contextmanager
     def cached_prefix(
@@ -140,7 +163,7 @@ class Model:
                 a value is too large for float16.
             EdgezoError: the disk is full.
         """
-        session = self._session
+        session = self._resident
         identity = {
             "base": self.bundle.digest,
             "start": self.weights.start.digest if self.weights.start else None,
@@ -159,10 +182,12 @@ class Model:
 
     @functools.cached_property
     def options(self) -> OptionSession | None:
-        """What reads options after a prompt that they share; None if the bundle cannot.
+        """What reads options after a prompt that they share; None if it cannot be.
 
         It is opened when it is first asked for.
         """
+        if self.device.streams:
+            return None
         return OptionSession.over(self.weights, self.device, self.generation)
 
     def loss(self, batch: BaseBatch) -> float:
@@ -174,7 +199,7 @@ class Model:
         batch: BaseBatch,
         names: Sequence[str],
         take: Taker,
-        keep: bool,
+        keep: float,
         draws: Draws = NO_RUN,
     ) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
@@ -183,7 +208,7 @@ class Model:
             batch: the data, and the objective.
             names: of the weights to differentiate by.
             take: called once for each.
-            keep: whether products are kept between the passes, or computed again.
+            keep: how much is kept between the passes; see `stages.plan`.
             draws: names the numbers by which rows are chosen, where gradients are estimated.
         """
         self.weights.settle()
@@ -191,12 +216,13 @@ class Model:
             weights = self.weights.arrays()
             self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
         session = self._gradients[keep]
-        if isinstance(batch, PartedBatch):
-            parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
-            return batch.descend(
-                lambda part, add: self._run(session, part, names, add, next(parts)), take
-            )
-        return self._run(session, batch, names, take, draws)
+        with self.device.queue:  # so is what `take` does
+            if isinstance(batch, PartedBatch):
+                parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
+                return batch.descend(
+                    lambda part, add: self._run(session, part, names, add, next(parts)), take
+                )
+            return self._run(session, batch, names, take, draws)
 
     def _run(
         self,
@@ -206,14 +232,15 @@ class Model:
         take: Taker,
         draws: Draws,
     ) -> float:
-        return session.run(batch, names, take, self._session.found(batch.feeds()), draws)
+        return session.run(batch, names, take, self._resident.found(batch.feeds()), draws)
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
         self.weights.settle()
-        if isinstance(batch, PartedBatch):
-            return batch.derivative(lambda part: self._tangents.run(part, direction))
-        return self._tangents.run(batch, direction)
+        with self.device.queue:
+            if isinstance(batch, PartedBatch):
+                return batch.derivative(lambda part: self._tangents.run(part, direction))
+            return self._tangents.run(batch, direction)
 
     @functools.cached_property
     def _tangents(self) -> TangentSession:
@@ -228,6 +255,7 @@ def load(
     threads: int | None = None,
     weights: Path | None = None,
     prefix: str = "",
+    start: Start | None = None,
 ) -> Model:
     """Loads a bundle.
 
@@ -238,6 +266,7 @@ def load(
         threads: of the session and the sweeps; all cores if None.
         weights: read the trained weights from this file instead of the bundle's.
         prefix: what the names in that file have in front of the parameters'.
+        start: rows that the weights began with beside the bundle's, if that file lacks them.
 
     Raises:
         InputError: the bundle is damaged, nothing matches `tune`, or there is no such device.
@@ -245,5 +274,7 @@ def load(
     place = open_device(device, threads)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     loaded = Weights(opened, tune, place)
+    if start is not None:
+        loaded.begin_at(start)
     loaded.load(weights, prefix=prefix)
     return Model(loaded)

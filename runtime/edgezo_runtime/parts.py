@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from edgezo_runtime.batch import ArrayBatch, BaseBatch, Batch, Forward
 from edgezo_runtime.errors import EdgezoError
 
 #: Takes a weight's name and its gradient.
-Taker = Callable[[str, np.ndarray], None]
+Taker = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class PartedBatch(BaseBatch):
             run: gives the gradients of a part to what it is given, and returns the part's loss.
             take: called once for each weight; not at all if the loss is not finite.
         """
-        sums: dict[str, np.ndarray] = {}
+        sums: dict[str, Any] = {}
         loss = 0.0
         for share, part in self._each():
             factor = np.float32(share)
 
-            def add(name: str, gradient: np.ndarray, factor: np.float32 = factor) -> None:
+            def add(name: str, gradient: Any, factor: np.float32 = factor) -> None:
                 gradient *= factor
                 if name in sums:
                     sums[name] += gradient

@@ -13,6 +13,7 @@ import numpy as np
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import Bundle
 from edgezo_runtime.files import write_text
+from edgezo_runtime.start import Start
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -34,20 +35,29 @@ def prefix(adapter: Mapping[str, Any]) -> str:
     return PREFIX if adapter["kind"] == "lora" else ""
 
 
-def write_adapter(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]) -> str:
+def write_adapter(
+    folder: Path,
+    bundle: Bundle,
+    tensors: Mapping[str, np.ndarray],
+    start: Start | None = None,
+) -> str:
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
-    A prefix has no settings beside it: PEFT's moves the text's positions, see `peft_prefix`.
+    A prefix has no settings beside it: PEFT's moves the text's positions, see `peft_prefix`. Nor
+    has an adapter over a base with fitted rows, which PEFT would put over the base without them.
 
     Args:
         folder: exists.
         bundle: one with an adapter.
         tensors: the adapter's, by parameter name, float32.
+        start: rows that were fitted before the adapter was tuned; they are written beside it.
 
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    if bundle.manifest.adapter["kind"] in _CONFIGS:
+    if start is not None:
+        start.write(folder)
+    elif bundle.manifest.adapter["kind"] in _CONFIGS:
         write_text(folder / CONFIG, json.dumps(_config(bundle), indent=2) + "\n")
     front = prefix(bundle.manifest.adapter)
     named = [(front + name, dtypes.FLOAT32, value) for name, value in tensors.items()]

@@ -96,7 +96,7 @@ class Session:
             EdgezoError: ONNX Runtime failed.
         """
         feeds = batch.feeds()
-        with _failures(feeds):
+        with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
             outputs = self._suffix.run(feeds, self._outputs)
@@ -125,7 +125,7 @@ class Session:
         """Runs the frozen layers alone, of which there must be some, and returns their outputs."""
         assert self._prefix is not None
         own = {name: array for name, array in feeds.items() if name in self._prefix.inputs}
-        with _failures(feeds):
+        with failures(feeds):
             return self._prefix.run(own, self._boundary)
 
     def found(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ class Session:
     def _hold(self, prefix: Part, feeds: Mapping[str, np.ndarray]) -> None:
         """Makes the boundary that of `feeds`, unless it is already."""
         own = {n: array for n, array in feeds.items() if n in prefix.inputs or n == MASK}
-        if self._held is not None and all(_same(array, self._held[n]) for n, array in own.items()):
+        if self._held is not None and same(own, self._held):
             return
         self._held = None
         found = self.found(feeds)
@@ -178,7 +178,7 @@ def fits(parameter: Parameter | None, node: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _failures(feeds: Mapping[str, np.ndarray]) -> Iterator[None]:
+def failures(feeds: Mapping[str, np.ndarray]) -> Iterator[None]:
     """Says which batch it was that ONNX Runtime failed on."""
     try:
         yield
@@ -187,6 +187,11 @@ def _failures(feeds: Mapping[str, np.ndarray]) -> Iterator[None]:
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise EdgezoError(f"ONNX Runtime failed on a batch of {shapes}: {error}") from error
+
+
+def same(feeds: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
+    """Whether both hold the same bits under the same names."""
+    return feeds.keys() == others.keys() and all(_same(a, others[n]) for n, a in feeds.items())
 
 
 def _same(array: np.ndarray, other: np.ndarray) -> bool:

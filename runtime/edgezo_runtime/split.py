@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgezo_runtime import wire
 
 # A prefix deserves a session of its own if it multiplies with frozen weights.
-_HEAVY = (
+HEAVY = (
     *("MatMul", "FusedMatMul", "MatMulNBits", "Gemm"),
     *("Conv", "ConvTranspose", "LSTM", "GRU", "RNN"),
 )
@@ -74,7 +74,7 @@ def split(model: bytes, changing: Set[str], frozen: Set[str]) -> Split | None:
             late.append(node)
             changed.update(node.outputs)
     made = {name: node for node in early for name in node.outputs if name}
-    heavy = {id(node) for node in early if node.operator in _HEAVY and _weighs(node, made, frozen)}
+    heavy = {id(node) for node in early if node.operator in HEAVY and _weighs(node, made, frozen)}
     crossing = {name for node in late for name in node.inputs}
     # Backwards: what a later value was made again from may itself be made again.
     boundary = [name for name in reversed(made) if name in crossing]

@@ -1,4 +1,4 @@
-"""What a run begins with beside its base: rows of one matrix, fitted before the first step.
+"""What a run begins with beside its base: rows of a matrix, fitted before the first step.
 
 They are the run's own, as an adapter's first values are: the run folder holds them, and the
 journal's header their checksum, so that a replay needs neither data nor forward passes.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime import dtypes, safetensors_file
+from edgezo_runtime.bundle import Bundle
 from edgezo_runtime.errors import InputError
 
 FILE = "start.safetensors"
@@ -22,21 +23,20 @@ _ROWS = "rows"
 
 @dataclass(frozen=True)
 class Start:
-    """Rows of a matrix and their first values.
+    """Rows of a matrix, perhaps of its bias too, and their first values.
 
     Attributes:
-        parameter: the matrix.
-        rows: which of its rows, (rows,) int64.
-        values: what they begin with, (rows, width) float32.
+        rows: which rows, (rows,) int64.
+        values: what they begin with, by the parameter's name, float32: (rows, width) of a matrix,
+            (rows,) of a bias.
     """
 
-    parameter: str
     rows: np.ndarray
-    values: np.ndarray
+    values: Mapping[str, np.ndarray]
 
-    def put(self, matrix: Any, dtype: dtypes.Dtype, xp: Any) -> None:
-        """Writes the rows into `matrix`, of the array module `xp`."""
-        matrix[xp.asarray(self.rows)] = xp.asarray(dtypes.from_float32(self.values, dtype))
+    def put(self, name: str, array: Any, dtype: dtypes.Dtype, xp: Any) -> None:
+        """Writes the rows of the parameter `name` into its `array`, of the array module `xp`."""
+        array[xp.asarray(self.rows)] = xp.asarray(dtypes.from_float32(self.values[name], dtype))
 
     @property
     def digest(self) -> str:
@@ -49,22 +49,20 @@ class Start:
 
     def describe(self) -> dict[str, Any]:
         """Returns what a journal's header says of it."""
-        return {"parameter": self.parameter, "rows": len(self.rows), "sha256": self.digest}
+        return {"parameters": [*self.values], "rows": len(self.rows), "sha256": self.digest}
 
     def _tensors(self) -> list[tuple[str, dtypes.Dtype, np.ndarray]]:
-        return [
-            (self.parameter, dtypes.FLOAT32, self.values),
-            (_ROWS, dtypes.INT64, self.rows),
-        ]
+        fitted = [(name, dtypes.FLOAT32, values) for name, values in self.values.items()]
+        return [*fitted, (_ROWS, dtypes.INT64, self.rows)]
 
 
-def restore(header: Mapping[str, Any], run: Path, widths: Mapping[str, int]) -> Start | None:
+def restore(header: Mapping[str, Any], run: Path, bundle: Bundle) -> Start | None:
     """Returns what the run of a journal began with, from its folder; None if that is its base.
 
     Args:
         header: the journal's.
         run: the run's folder.
-        widths: of the base's matrices.
+        bundle: the base.
 
     Raises:
         InputError: the file is missing, or not what the run began with.
@@ -75,10 +73,12 @@ def restore(header: Mapping[str, Any], run: Path, widths: Mapping[str, int]) -> 
     path = run / FILE
     if not path.is_file():
         raise InputError(f"{path} is missing, which the run began with: restore it")
-    name, count = str(told["parameter"]), int(told["rows"])
-    if name not in widths:
-        raise InputError(f"the run began with rows of {name}, which its base does not have")
-    rows, values = np.empty(count, np.int64), np.empty((count, widths[name]), np.float32)
-    if safetensors_file.read_into(path, {name: values, _ROWS: rows}) != told["sha256"]:
+    shapes = {parameter.name: parameter.shape for parameter in bundle.manifest.stored}
+    names, rows = [str(name) for name in told["parameters"]], np.empty(int(told["rows"]), np.int64)
+    for name in names:
+        if name not in shapes:
+            raise InputError(f"the run began with rows of {name}, which its base does not have")
+    values = {name: np.empty((len(rows), *shapes[name][1:]), np.float32) for name in names}
+    if safetensors_file.read_into(path, {**values, _ROWS: rows}) != told["sha256"]:
         raise InputError(f"{path} is not what the run began with: it was changed or damaged")
-    return Start(name, rows, values)
+    return Start(rows, values)

@@ -61,6 +61,15 @@ class Sweeper(abc.ABC):
 
     most_terms = 4  # that one pass over the memory takes
 
+    def foresee(self, groups: Sequence[Sequence[Term]]) -> None:  # noqa: B027 - most go on at once
+        """Is told what will be added before each of the next losses; see `Arena.foresee`."""
+
+    def finish(self) -> None:  # noqa: B027 - most sweep at once
+        """Brings the memory up to date, where sweeps are put off."""
+
+    def forget(self) -> None:  # noqa: B027 - most sweep at once
+        """Drops what was put off: the memory is about to be overwritten."""
+
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order."""
         return [work(item) for item in items]

@@ -100,10 +100,16 @@ def check_header(header: dict[str, Any], weights: Weights) -> None:
         )
 
 
+def begin_adapter(weights: Weights, seed: int) -> None:
+    """Gives the adapter's tensors, if there is one, the first values that `seed` draws."""
+    if weights.bundle.manifest.adapter:
+        parameters, base = weights.arena.parameters, weights.frozen()
+        weights.begin(adapter_init.draw(parameters, seed, base, weights.bundle))
+
+
 def begin_as(header: dict[str, Any], weights: Weights, run: Path) -> None:
     """Gives weights the values that a journal's run began with, where those are not its base's."""
-    widths = {p.name: p.shape[1] for p in weights.bundle.manifest.parameters if len(p.shape) == 2}
-    found = start.restore(header, run, widths)
+    found = start.restore(header, run, weights.bundle)
     if found is not None:
         weights.begin_at(found)
     if weights.bundle.manifest.adapter:

@@ -44,25 +44,24 @@ class Weights:
         self.mend: Callable[[], None] | None = None
 
     def begin_at(self, start: Start) -> None:
-        """Puts fitted rows into one matrix, now and in every `load` of the base to come.
+        """Puts fitted rows into their matrix, now and in every `load` of the base to come.
 
         Whoever has bound the weights binds them again: a frozen matrix is another array then.
         """
         self.start = start
-        self._placed.pop(start.parameter, None)
-        if start.parameter in self.arena.views:
-            self.settle()
-            self._put_start()
-        else:
-            self._frozen.pop(start.parameter, None)
-            self.frozen()
+        for name in start.values:
+            self._placed.pop(name, None)
+            self._frozen.pop(name, None)
+        self.settle()
+        self._put_start()
+        self.frozen()
 
     def _put_start(self) -> None:
-        """Writes the start's rows into the arena, if their matrix is there."""
-        if self.start is not None and self.start.parameter in self.arena.views:
-            view = self.arena.views[self.start.parameter]
-            (dtype,) = (p.dtype for p in self.arena.parameters if p.name == self.start.parameter)
-            self.start.put(view, dtypes.named(dtype), self.device.xp)
+        """Writes the start's rows into the arena, where what they are of is there."""
+        for parameter in self.arena.parameters:
+            if self.start is not None and parameter.name in self.start.values:
+                view, dtype = self.arena.views[parameter.name], dtypes.named(parameter.dtype)
+                self.start.put(parameter.name, view, dtype, self.device.xp)
 
     def begin(self, first: Mapping[str, np.ndarray]) -> None:
         """Gives an adapter's tensors the values that they begin with, in every `load` to come."""
@@ -102,10 +101,10 @@ class Weights:
         entries = safetensors_file.read_header(self.bundle.weights) if missing else {}
         for parameter in missing:
             entry = _entry_for(parameter, entries, self.bundle.weights)
-            start = self.start if self.start and self.start.parameter == parameter.name else None
+            start = self.start if self.start and parameter.name in self.start.values else None
             frozen = safetensors_file.map_tensor(self.bundle.weights, entry, own=start is not None)
             if start:
-                start.put(frozen, dtypes.named(parameter.dtype), np)
+                start.put(parameter.name, frozen, dtypes.named(parameter.dtype), np)
             if not _finite(frozen):
                 raise InputError(
                     f"{self.bundle.weights} holds NaN or infinity in {parameter.name}: "
@@ -127,9 +126,14 @@ class Weights:
 
     def settle(self) -> None:
         """Brings the weights up to date; whoever reads them calls this first."""
+        self.ready()
+        self.arena.settle()
+
+    def ready(self) -> None:
+        """Makes the weights what a forward pass shall see, wherever they lie."""
         if self.mend is not None:
             self.mend()
-        self.arena.settle()
+        self.arena.add()
 
     def arrays(self) -> dict[str, Any]:
         """Returns every parameter by name, in manifest order, as a `Session` takes them.
@@ -153,9 +157,9 @@ class Weights:
         return {name: self.device.host(view) for name, view in self.arena.views.items()}
 
     def save(self, path: Path, *, trained: bool = False) -> str:
-        """Writes every parameter, or the trained ones, to `path`; returns the file's SHA-256."""
+        """Writes all but an adapter, or what is trained, to `path`; returns the file's SHA-256."""
         self.settle()
-        parameters = self.arena.parameters if trained else self.bundle.manifest.parameters
+        parameters = self.arena.parameters if trained else self.bundle.manifest.stored
         entries = [(p.name, dtypes.named(p.dtype), p.shape) for p in parameters]
         return safetensors_file.write_each(path, entries, self._host)
 

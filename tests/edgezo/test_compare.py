@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgezo_runs import called, refused, result_of
+from edgezo_runs import called, refused, result_of, write_rows
 
 from edgezo.callbacks import Callback
-from edgezo.compare import RESULTS, Run, compare, plan, read, table
+from edgezo.compare import FIELDS, RESULTS, ROWS, Run, compare, plan, read, table
 from edgezo.run_folder import RunFolder
 from edgezo.search import search
 from edgezo.settings import Settings
 from edgezo.train import train
 
-FIELDS = {
-    "task", "split", "method", "family", "settings_id", "settings", "seed", "examples", "batch",
-    "forwards", "seconds", "memory_ratio", "device", "accuracy", "commit",
-}  # fmt: skip
 FEW = {"steps": 4, "batch_size": 4, "threads": 1, "eval_every": 2, "eval_examples": 12}
 
 
@@ -42,9 +38,14 @@ class Nobody(Callback):
         return self.seen >= self.steps
 
 
-def runs_in(bundle: Path, data: Path, out: Path, **settings: Any) -> list[Run]:
+MEZO = {"mezo": {"lr": 1e-3}}
+METHODS = MEZO | {"es few": {"method": "es", "samples": 3, "lr": 1e-3}}
+
+
+def runs_in(
+    bundle: Path, data: Path, out: Path, methods: dict[str, Any] = METHODS, **settings: Any
+) -> list[Run]:
     task = {"data": str(data / "train.jsonl"), "eval_data": str(data / "dev.jsonl")}
-    methods = {"mezo": {"lr": 1e-3}, "es few": {"method": "es", "samples": 3, "lr": 1e-3}}
     return plan(str(bundle), {"mine": task}, methods, [0, 1], FEW | settings, out)
 
 
@@ -55,16 +56,18 @@ def unseen(run: Run) -> Iterator[Callback]:
 
 def test_a_comparison(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    runs = runs_in(tiny_bundle, data, out)
-    rows = list(compare(runs, out, unseen, shots=2))
-    shown = [row for row in rows if row["method"] == "2-shot"]
+    runs = runs_in(tiny_bundle, data, out, {"few": {"method": "icl", "in_context": 2}} | METHODS)
+    rows = list(compare(runs, out, unseen))
+    shown = [row for row in rows if row["method"] == "few"]
     assert [(row["seed"], row["family"]) for row in shown] == [(0, "baseline"), (1, "baseline")]
+    assert shown[0]["settings_id"] == shown[1]["settings_id"] != rows[0]["settings_id"]
+    assert shown[0]["settings"]["in_context"] == 2 and "method" not in shown[0]["settings"]
     rows = [row for row in rows if row not in shown]
     assert [(r["method"], r["seed"]) for r in rows] == [
         ("zero-shot", 0), ("mezo", 0), ("mezo", 1), ("es few", 0), ("es few", 1),
     ]  # fmt: skip
-    assert all(set(row) >= FIELDS for row in rows)
-    assert [row for row in read(out) if row["method"] != "2-shot"] == json.loads(json.dumps(rows))
+    assert all(row.keys() >= set(FIELDS) for row in rows)
+    assert [row for row in read(out) if row["method"] != "few"] == json.loads(json.dumps(rows))
     assert [row["forwards"] for row in rows] == [0, 8, 8, 12, 12]
     assert [row["family"] for row in rows] == ["baseline"] + ["forward-only"] * 4
     assert [row["examples"] for row in rows] == [0] + [120] * 4
@@ -73,7 +76,7 @@ def test_a_comparison(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     ids = [row["settings_id"] for row in rows]
     assert ids[1] == ids[2] != ids[3] == ids[4] and ids[0] not in ids[1:]
     # The zero-shot row is an evaluation of the bundle on the rows that the runs are judged by.
-    few = RunFolder(runs[0].settings.out)
+    few = RunFolder(next(run for run in runs if run.method == "mezo").settings.out)
     steps = [line["step"] for line in few.read_metrics() if "eval" in line]
     assert steps == [2, 4]
     assert not few.weights.exists()
@@ -91,25 +94,25 @@ def test_a_comparison(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     def never(run: Run) -> Any:
         raise AssertionError(run)
 
-    assert list(compare(runs, out, never, shots=2)) == read(out)
+    assert list(compare(runs, out, never)) == read(out)
     other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)
     assert {run.settings_id for run in other}.isdisjoint(ids)
 
 
 def test_a_stopped_comparison_goes_on(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    runs = runs_in(tiny_bundle, data, out)[:2]
+    runs = runs_in(tiny_bundle, data, out, MEZO)
 
     @contextlib.contextmanager
     def stopping(run: Run) -> Iterator[Callback]:
-        yield Nobody(99 if run is runs[0] else 3)
+        yield Nobody(99 if run is runs[1] else 3)
 
     assert [row["seed"] for row in compare(runs, out, stopping)] == [0, 0]
     with (out / RESULTS).open("a") as file:
         file.write('{"task": "torn')
     done = list(compare(runs, out, unseen))
     assert [row["seed"] for row in done] == [0, 0, 1] and len(read(out)) == 3
-    whole = list(compare(runs_in(tiny_bundle, data, tmp_path / "b")[:2], tmp_path / "b", unseen))
+    whole = list(compare(runs_in(tiny_bundle, data, tmp_path / "b", MEZO), tmp_path / "b", unseen))
     for row, other in zip(done, whole, strict=True):
         assert (row["accuracy"], row["loss"]) == (other["accuracy"], other["loss"])
 
@@ -127,37 +130,70 @@ def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pa
         ["mine", "mezo"],
     ]  # fmt: skip
     zero, probe, default, mezo = read(out)
-    assert zero["memory_ratio"] is probe["memory_ratio"] is None
-    assert 0.2 < mezo["memory_ratio"] < 50 and 0.2 < default["memory_ratio"] < 50
+    assert all(0.2 < row["memory_ratio"] < 50 for row in (zero, probe, default, mezo))
+    written = json.loads((out / ROWS).read_text("utf-8"))
+    assert written == [{name: row[name] for name in FIELDS} for row in read(out)]
     assert (probe["family"], probe["forwards"], probe["examples"]) == ("baseline", 60, 120)
     assert (default["settings"]["method"], default["forwards"]) == ("fzoo", 60 + 2 * 17)
     page = (out / "comparison.html").read_text("utf-8")
     assert page.count("<svg") == 2 and "forward passes" in page and "seconds" in page
+    assert page.count(">linear-probe</text>") == 2
     # The same from a file, which finds everything done.
     config = tmp_path / "plan.yaml"
     config.write_text(
-        f"bundle: {tiny_bundle}\nmethods: [default, mezo]\nseeds: [0]\n"
+        f"bundle: {tiny_bundle}\nmethods: [linear-probe, default, mezo]\nseeds: [0]\n"
         f"data: {{mine: {{data: {data / 'train.jsonl'}, eval_data: {data / 'dev.jsonl'}}}}}\n"
         "settings: {steps: 2, batch_size: 2, eval_every: 1, eval_examples: 6}\n"
     )
-    again = called(
-        "compare", "--config", config, "--out", out, "--threads", 1, "--linear-probe", "--json"
-    )
+    again = called("compare", "--config", config, "--out", out, "--threads", 1, "--json")
     assert again.status == 0, again.err
     assert again.json["finished"] and again.json["rows"] == read(out)
+    typo, shown, odd = (tmp_path / f"{name}.yaml" for name in ("typo", "shown", "odd"))
+    rows = f"data: {{mine: {{data: {data / 'train.jsonl'}, eval_data: {data / 'dev.jsonl'}}}}}\n"
+    typo.write_text(rows + "methods: {fast: {method: adam}}\n")
+    shown.write_text(rows + "methods: {icl: {in_context: 0}}\n")
+    odd.write_text(rows + "methods: {linear-probe: {in_context: 3}}\n")
     for wrong, part in (
         (("--data", "mine=train.jsonl"), "write TASK=TRAIN.jsonl:DEV.jsonl"),
         (("--data", task, "--methods", "adam"), "method 'adam' is unknown"),
         (("--data", task, "--methods", "mezo", "--seeds", "a"), "seed 'a' is no whole number"),
         (("--data", task), "nothing to compare: give --methods"),
+        (("--config", typo), "method 'adam' is unknown; use one of default, mezo"),
+        (("--config", shown), "in_context is 0; use a whole number from 1 on"),
+        (("--config", odd), "in_context is a setting of icl, not of linear-probe"),
     ):
         refused(called("compare", tiny_bundle, *wrong, "--out", tmp_path / "no"), 2, part)
 
 
+def test_baselines_of_choices(tiny_bundle: Path, tmp_path: Path) -> None:
+    """They stand beside each other as those of labels do; texts have only the untuned model."""
+    rows = [
+        {
+            "prompt": f"story {i}",
+            "choices": ["a good film", "bad"][:: 1 - 2 * (i % 2)],
+            "label": i % 2,
+        }
+        for i in range(20)
+    ]
+    texts = [{"text": f"good film {i}"} for i in range(12)]
+    paths = [write_rows(tmp_path / f"{n}.jsonl", r) for n, r in (("c", rows), ("t", texts))]
+    tasks = {path.stem: {"data": str(path), "eval_data": str(path)} for path in paths}
+    runs = plan(str(tiny_bundle), tasks, {"linear-probe": {}}, [0], FEW, tmp_path / "out")
+    runs += plan(str(tiny_bundle), {"c": tasks["c"]}, {"icl": {}}, [0], FEW, tmp_path / "out")[1:2]
+    found = list(compare(runs, tmp_path / "out", unseen))
+    assert [(row["task"], row["method"]) for row in found] == [
+        ("c", "zero-shot"), ("c", "linear-probe"), ("t", "zero-shot"), ("c", "icl"),
+    ]  # fmt: skip
+    zero, probe, text, shown = found
+    assert probe["accuracy"] == 1 and (probe["examples"], probe["forwards"]) == (20, 10)
+    assert shown["examples"] == 8 and shown["accuracy"] is not None is not zero["accuracy"]
+    assert text["accuracy"] is None and text["perplexity"] > 1
+
+
 def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
-    runs = runs_in(tiny_bundle, data, tmp_path / "out")[:1]
+    runs = runs_in(tiny_bundle, data, tmp_path / "out")[1:2]
     list(compare(runs, tmp_path / "out", unseen))
-    other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)[:1]
+    other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)[1:2]
     with pytest.raises(Exception, match="holds a run whose batch_size is 4, not 3"):
         list(compare(other, tmp_path / "out", unseen))
 

@@ -96,7 +96,7 @@ def test_each_objective_has_torchs_gradients(bundle: Path, name: str) -> None:
     loss, expected = torch_gradients(bundle, batch)
     weights = Weights(open_bundle(bundle))
     weights.load()
-    for keep in (False, True):
+    for keep in (0, 0.5, 1):
         session = GradientSession(weights.bundle, weights.arrays(), CpuDevice(1), keep)
         found = {}
         assert session.run(batch, list(expected), found.__setitem__) == pytest.approx(
@@ -131,7 +131,10 @@ def test_equal_layers_share_one_session() -> None:
     manifest = Manifest(signature.parameters, signature.inputs, signature.outputs, 2048)
     graph = Graph(gradient_graph((bundle / "graph.onnx").read_bytes(), manifest))
     names = [p.name for p in signature.parameters]
-    plan = stages.plan(graph, ["logprobs", "candidate_logits"], set(names), names, False)
+    outputs = ["logprobs", "candidate_logits"]
+    plan, half, whole = (stages.plan(graph, outputs, set(names), names, k) for k in (0, 0.5, 1))
+    crossing = [sum(len(piece.outputs) for piece in p.forward) for p in (plan, half, whole)]
+    assert crossing[0] < 0.75 * crossing[1] and crossing[1] < 0.75 * crossing[2]
     assert len(plan.forward) == len(plan.backward) == 2 * 12 + 3
     assert len({piece.model for piece in (*plan.forward, *plan.backward)}) <= 16
 

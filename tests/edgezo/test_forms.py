@@ -19,7 +19,7 @@ from tiny_families import CONTEXT, FAMILIES, VOCABULARY, tiny_family
 
 import edgezo
 from edgezo.data import eval_batches, rows_from
-from edgezo.linear_probe import features
+from edgezo.features import features
 from edgezo.tasks import Masked, Task, make_task, task_from_settings
 from edgezo_runtime.bundle import CAUSAL
 from edgezo_runtime.errors import InputError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,21 @@ from edgezo_runs import called, refused, write_rows
 from safetensors.numpy import load_file
 
 import edgezo
+from edgezo import head_start
 from edgezo.data import eval_batches, rows_from
-from edgezo.head_start import can_start, fit_head
-from edgezo.linear_probe import features
+from edgezo.features import features
+from edgezo.head_start import fit_head
 from edgezo.logistic import fit_from
 from edgezo.tasks import make_task
+from edgezo.tasks.label_task import LabelTask
+from edgezo_runtime.bundle import LEAN
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.start import FILE
 
 MATRIX = "model.embed_tokens.weight"
 FLAGS = ("--threads", 1, "--batch-size", 4, "--method", "mezo", "--lr", 1e-4, "--tune", "upper")
 TEXTS = [
-    f"{'good film' if i % 2 else 'bad book'} {'story ' * (i % 3)}{'music' * (i % 2)}"
+    f"{'great film' if i % 2 else 'terrible book'} {'story ' * (i % 3)}{'music' * (i % 2)}"
     for i in range(24)
 ]
 ROWS = [
@@ -52,30 +57,52 @@ def test_the_fit_is_where_the_penalised_loss_is_least() -> None:
     assert np.allclose(fit_from(inputs, labels, begun, 1e6), begun, atol=1e-4)
 
 
-def test_the_words_rows_change_and_nothing_else(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["llama", "bert", "roberta", "bert_head", "llama_head", "t5_gated"]
+)
+def test_the_labels_rows_change_and_nothing_else(
+    name: str, tiny_bundle: Path, family_bundle: Callable[[str], Path]
+) -> None:
+    """And the model then says what the regression says."""
+    folder = tiny_bundle if name == "llama" else family_bundle(name)
     for tune in ("upper", "full"):  # the matrix is frozen, or trained
-        model = edgezo.load(tiny_bundle, tune=tune, threads=1)
+        model = edgezo.load(folder, tune=tune, threads=1)
         rows = rows_from(ROWS)
-        task = make_task("classify", rows, model.tokenizer, model.context_length, None, WORDS)
+        words = None if name.endswith("head") else WORDS
+        context, form = model.context_length, model.form
+        task = make_task(None, rows, model.tokenizer, context, None, words, form=form)
+        assert isinstance(task, LabelTask)
         examples = task.encode_rows(rows)
-        assert can_start(model, task)
         before = {name: np.array(array) for name, array in model.weights.arrays().items()}
         batch = task.collate(examples)
         untuned = model.loss(batch)
-        batches = list(eval_batches(task, examples, 6))
-        inputs = features(model, task, examples, batches)
+        inputs = features(model, task, examples, list(eval_batches(task, examples, 6)))
         head = fit_head(model, task, examples, 6)
-        assert (head.start.parameter, head.forwards) == (MATRIX, 4)
+        weight, *bias = head.start.values
+        assert bool(bias) == (name not in ("llama", "llama_head", "t5_gated"))
+        assert head.forwards == 4 and head.helps
         model.begin_at(head.start)
-        for name, array in model.weights.arrays().items():
-            changed = np.flatnonzero((array != before[name]).reshape(len(array), -1).any(axis=1))
-            expected = set(task.candidates.tolist()) if name == MATRIX else set()
-            assert set(changed.tolist()) == expected, name
-        assert np.array_equal(model.weights.arrays()[MATRIX][head.start.rows], head.start.values)
+        for key, array in model.weights.arrays().items():
+            changed = np.flatnonzero((array != before[key]).reshape(len(array), -1).any(axis=1))
+            expected = set(task.candidates.tolist()) if key in head.start.values else set()
+            assert set(changed.tolist()) == expected, key
+            if key in head.start.values:
+                assert np.array_equal(array[head.start.rows], head.start.values[key])
+        scores = inputs @ head.start.values[weight].T + (head.start.values[bias[0]] if bias else 0)
+        logits = model.forward(batch)["candidate_logits"]
         assert model.loss(batch) < untuned
-        # The regression's own scores, but for texts that hold the words themselves.
-        scores = inputs @ head.start.values.T
-        assert np.isfinite(scores).all()
+        if name != "llama":  # whose texts hold the words: they read other embeddings now
+            np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=1e-3)
+
+
+def test_lean_graphs_are_left_aside(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card runs a bundle's lean graph, which does not return the features."""
+    monkeypatch.setattr(CpuDevice, "lean", True)
+    model = edgezo.load(tiny_bundle, threads=1)
+    assert LEAN in model.bundle.manifest.files
+    task = make_task(None, rows_from(ROWS), model.tokenizer, model.context_length, None, WORDS)
+    examples = task.encode_rows(rows_from(ROWS))
+    assert features(model, task, examples, eval_batches(task, examples, 6)).any()
 
 
 def test_a_run_replays_and_resumes(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
@@ -111,11 +138,80 @@ def test_a_run_replays_and_resumes(tiny_bundle: Path, rows: Path, tmp_path: Path
     refused(called(*replay), 2, "start.safetensors is missing, which the run began with")
 
 
+@pytest.mark.parametrize("tune", ["lora", "prefix", "scales"])
+def test_over_a_frozen_matrix(tune: str, tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    """What is trained lies beside the fitted rows: all that reads a run puts both together."""
+    base = tiny_bundle
+    if tune == "scales":
+        base = tmp_path / "int4.edgezo"
+        assert called("export", tiny_bundle, "--quantize", "int4", "--out", base).status == 0
+    run = tmp_path / "run"
+    flags = (*FLAGS[:-1], tune, "--eval-data", rows, "--eval-every", 2, "--steps", 5, "--json")
+    words = ("--data", rows, "--label-words", WORDS)
+    done = called("train", base, *words, *flags, "--start", "probe", "--out", run)
+    assert done.status == 0, done.err
+    begun = called("train", base, *words, *flags, "--start", "base", "--out", tmp_path / "plain")
+    assert done.json["loss"] < begun.json["loss"] - 0.1
+    told = called("eval", run, "--data", rows, "--threads", 1, "--batch-size", 4, "--json")
+    assert told.status == 0, told.err
+    assert (told.json["loss"], told.json["accuracy"]) == (done.json["loss"], done.json["accuracy"])
+    file = "model.safetensors" if tune == "scales" else "adapter_model.safetensors"
+    weights = (run / file).read_bytes()
+    out = tmp_path / "again"
+    assert called("replay", run, "--base", base, "--out", out).status == 0
+    assert (out / file).read_bytes() == weights
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    (cut / file).unlink()
+    (cut / "journal.ezj").write_bytes((run / "journal.ezj").read_bytes()[: -2 * 16])
+    resumed = called("resume", cut, "--json")
+    assert resumed.status == 0, resumed.err
+    assert (cut / file).read_bytes() == weights and resumed.json["loss"] == done.json["loss"]
+    if tune == "scales":
+        return
+    # PEFT would put the adapter over the base without the rows, so nothing is for it to load.
+    assert (out / FILE).read_bytes() == (run / FILE).read_bytes()
+    assert not (run / "adapter_config.json").exists() and not (out / "adapter_config.json").exists()
+    save = ("save", run, "--out", tmp_path / "saved", "--format")
+    refused(
+        called(*save, "peft"), 2, f"tuned a {tune} from fitted rows of the base, which --format"
+    )
+    if tune == "lora":
+        for style in ("merged", "onnx-adapter"):
+            shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+            saved = called(*save, style)
+            assert saved.status == 0, saved.err
+            found = load_file(tmp_path / "saved" / "model.safetensors")
+            fitted = load_file(run / FILE)
+            assert np.array_equal(found[MATRIX][fitted["rows"]], fitted[MATRIX])
+            assert found.keys() == load_file(tiny_bundle / "model.safetensors").keys()
+
+
+def test_what_does_not_help_is_left_out(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit of labels that no text tells, far from the model's own rows."""
+    monkeypatch.setattr(head_start, "_DECAYS", (1e-9,))
+    labels = np.random.default_rng(0).permutation(["negative", "positive"] * 12)
+    drawn = [{"text": t, "label": str(label)} for t, label in zip(TEXTS, labels, strict=True)]
+    data = write_rows(tmp_path / "drawn.jsonl", drawn)
+    asked = ("train", tiny_bundle, "--data", data, "--label-words", WORDS, *FLAGS, "--steps", 1)
+    done = called(*asked, "--start", "auto", "--out", tmp_path / "a")
+    assert done.status == 0, done.err
+    assert "no start from a probe: rows that were left out are predicted better" in done.err
+    assert not (tmp_path / "a" / FILE).exists()
+    first = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (first["start"], first["forwards"]) == ("base", 6)  # which were taken all the same
+    done = called(*asked, "--start", "probe", "--out", tmp_path / "b")
+    assert done.status == 0 and (tmp_path / "b" / FILE).exists(), done.err
+
+
 def test_words_of_several_tokens(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
     words = ("--label-words", "negative=bad story book,positive=bad music")
     asked = ("train", tiny_bundle, "--data", rows, *words, *FLAGS, "--steps", 1, "--out")
     refused(called(*asked, tmp_path / "a", "--start", "probe"), 2, "labels of one token each")
     done = called(*asked, tmp_path / "b", "--start", "auto")
     assert done.status == 0, done.err
+    assert "no start from a probe: it needs labels of one token each" in done.err
     assert not (tmp_path / "b" / FILE).exists()
     assert "start: base" in (tmp_path / "b" / "settings.yaml").read_text()

@@ -131,7 +131,7 @@ def test_parts_add_up_to_the_whole(
     assert slopes[0] == pytest.approx(slopes[1], rel=1e-4)
     names = list(model.arena.views)
     expected: dict[str, np.ndarray] = {}
-    loss = model.descend(whole, names, expected.__setitem__, keep=False)
+    loss = model.descend(whole, names, expected.__setitem__, keep=0)
     for keep in (False, True):
         sums: dict[str, np.ndarray] = {}
         assert model.descend(parts, names, sums.__setitem__, keep) == pytest.approx(loss, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Masked language models and classifiers by way of optimum, against transformers."""
+"""Masked language models, classifiers and T5 by way of optimum, against transformers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 from test_families import FORMS
 from test_optimum import optimum_folder
-from tiny_families import VOCABULARY, tiny_family
+from tiny_checkpoints import rows_gathered
+from tiny_families import FAMILIES, VOCABULARY, tiny_family
 
+from edgezo_export.encoder_decoder import DECODER_FILE, ENCODER_FILE
 from edgezo_export.huggingface import checkpoint_to_bundle
 from edgezo_export.verify import GraphRunner, reference, sample_batch
 from edgezo_runtime.bundle import WEIGHTS, open_bundle
@@ -38,10 +40,16 @@ def assert_is(folder: Path, name: str) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "bert_head", "roberta_head", "gpt2_head"])
-def test_optimum_exports_it(name: str, family_checkpoint: Folder, tmp_path: Path) -> None:
-    source = family_checkpoint(name)
-    assert_is(checkpoint_to_bundle(source, tmp_path / "b.edgezo", via="optimum"), name)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_optimum_exports_it(
+    name: str, family_checkpoint: Folder, family_bundle: Folder, tmp_path: Path
+) -> None:
+    out = checkpoint_to_bundle(family_checkpoint(name), tmp_path / "b.edgezo", via="optimum")
+    assert_is(out, name)
+    ours, theirs = open_bundle(out).manifest, open_bundle(family_bundle(name)).manifest
+    assert ours.parameters == theirs.parameters
+    assert (ours.inputs, ours.outputs) == (theirs.inputs, theirs.outputs)
+    assert rows_gathered(out) == rows_gathered(family_bundle(name))
 
 
 @pytest.mark.parametrize(("name", "task"), [("bert", "fill-mask"), ("llama_head", None)])
@@ -51,6 +59,11 @@ def test_folders_that_optimum_wrote(name: str, task: str | None, tmp_path: Path)
     assert_is(checkpoint_to_bundle(source, tmp_path / "b.edgezo"), name)
 
 
-def test_t5_is_not_read(family_checkpoint: Folder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="T5 are exported via torch only"):
-        checkpoint_to_bundle(family_checkpoint("t5"), tmp_path / "b.edgezo", via="optimum")
+def test_the_halves_of_t5_that_optimum_wrote(tmp_path: Path) -> None:
+    """As `optimum-cli` does by default: folded, and with caches that the decoder gives."""
+    source = optimum_folder(tiny_family("t5"), tmp_path, "text2text-generation-with-past")
+    assert_is(checkpoint_to_bundle(source, tmp_path / "b.edgezo"), "t5")
+    (source / ENCODER_FILE).write_bytes((source / DECODER_FILE).read_bytes())
+    with pytest.raises(InputError, match="do not fit together, for want of 'attention_mask'"):
+        checkpoint_to_bundle(source, tmp_path / "other.edgezo")
+    assert not (tmp_path / "other.edgezo").exists()

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from layered_bundle import rows_for_layered, write_layered
 from runtime_helpers import contents, fill
+from steps_on_devices import DIFFERENTIATING, check_agreement, check_resume
 from test_vectors import ARENAS, after, arena_of, check, terms_of
 
 from edgezo_runtime.arena import Arena, Term
@@ -18,6 +20,8 @@ from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.first_order import rules
+from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import FORWARD_ONLY, make
 from edgezo_runtime.model import Model, load
@@ -133,3 +137,69 @@ def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:
 def test_recorded_runs_follow_weights_and_shapes(card: Device, bundle: Path) -> None:
     for tune in ("full", "bias,second"):
         check_recorded_runs(load(bundle, tune=tune, device="cuda"), load(bundle, tune=tune))
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_layered(tmp_path_factory.mktemp("layered"))
+
+
+def test_gradients_and_slopes_agree_with_the_cpu_s(card: Device, layered: Path) -> None:
+    """Also where words come back, whose gradients are added up."""
+    on_card, on_cpu = (load(layered, device=device) for device in ("cuda", "cpu"))
+    names = list(on_cpu.arena.views)
+    for words in (5000, 4):
+        for rows in (5, 2):
+            batch = rows_for_layered(rows, rows, words=words)
+            for keep in (False, True):
+                found: dict[str, Any] = {}
+                theirs: dict[str, Any] = {}
+                loss = on_card.descend(batch, names, found.__setitem__, keep)
+                assert loss == pytest.approx(
+                    on_cpu.descend(batch, names, theirs.__setitem__, keep), abs=1e-6
+                )
+                for name, gradient in theirs.items():
+                    assert isinstance(found[name], card.xp.ndarray)
+                    np.testing.assert_allclose(
+                        card.host(found[name]), gradient, rtol=1e-4, atol=1e-6, err_msg=name
+                    )
+            slopes = [model.derivative(batch, Direction(5, rows)) for model in (on_card, on_cpu)]
+            assert slopes[0] == pytest.approx(slopes[1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_steps_with_true_gradients_agree_with_the_cpu_s(
+    card: Device, layered: Path, name: str
+) -> None:
+    check_agreement(layered, "cuda", name)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_a_run_goes_on_to_the_same_bytes(
+    card: Device, layered: Path, tmp_path: Path, name: str
+) -> None:
+    check_resume(layered, "cuda", name, tmp_path)
+
+
+def test_updates_have_the_cpu_s_bits(card: Device) -> None:
+    """Given the same gradients, for rules that look at each element alone."""
+    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(SIZES)]
+    kinds = [kind for kind in rules.RULES.values() if issubclass(kind, rules.ChunkRule)]
+    for kind in kinds:
+        found = []
+        for device in (CpuDevice(2), card):
+            arena = Arena(parameters, device)
+            fill(arena, scale=0.02)
+            rule, rng = kind(arena), np.random.default_rng(0)
+            held = [rule.lengths(parameter) for parameter in parameters]
+            slots = {slot: [lengths[slot] for lengths in held] for slot in held[0]}
+            state = State(parameters, slots, disk=kind is rules.AdamW, device=device)
+            for _ in range(3):
+                for parameter in parameters:
+                    gradient = rng.standard_normal(parameter.size, np.float32) * np.float32(1e-3)
+                    weights = arena.views[parameter.name].reshape(-1)
+                    with device.queue:
+                        rule.update(parameter, weights, device.put(gradient), 1e-3, state)
+            kept = {slot: device.host(array).tobytes() for slot, array in state.arrays.items()}
+            found.append((contents(arena), kept))
+        assert found[0] == found[1], kind.name

@@ -13,7 +13,8 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Device:
     """Returns the device called `name`.
 
     Args:
-        name: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
+        name: ``"cpu"``; ``"cuda"``, or ``"cuda:1"`` for the second card; ``"cuda-offload"``, or
+            ``"cuda-offload:1"``, for a card through which the weights of the host pass.
         threads: of the host; all cores if None.
 
     Raises:
@@ -24,8 +25,13 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Device:
     if name == "cpu":
         return CpuDevice(threads)
     kind, _, index = name.partition(":")
-    if kind == "cuda" and (index.isdecimal() or name == "cuda"):
+    if kind in ("cuda", "cuda-offload") and (index.isdecimal() or name == kind):
         from edgezo_runtime.devices.cuda import CudaDevice
+        from edgezo_runtime.devices.offload import OffloadDevice
 
-        return CudaDevice(int(index or 0), threads)
-    raise InputError(f"device {name!r} is unknown; use cpu, cuda, or cuda:1 for the second card")
+        card = CudaDevice(int(index or 0), threads)
+        return card if kind == "cuda" else OffloadDevice(card)
+    raise InputError(
+        f"device {name!r} is unknown; use cpu, cuda, cuda:1 for the second card, or cuda-offload "
+        "where the weights do not fit on it"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,11 +27,17 @@ class Device(abc.ABC):
     Attributes:
         name: as ``device=`` takes it.
         lean: whether it is faster with a bundle's lean graph.
+        chunk: elements of long arrays that arithmetic takes at once.
+        span: elements of a direction that are drawn at once.
+        streams: whether the weights lie elsewhere and pass through it in stages.
         threads: of the host, for sessions and sweeps that run there.
     """
 
     name: ClassVar[str]
     lean: ClassVar[bool] = False
+    chunk: ClassVar[int]
+    span: ClassVar[int]
+    streams: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -38,6 +46,11 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def xp(self) -> Any:
         """The array module: ``numpy``, or one with its functions."""
+
+    @property
+    def queue(self) -> AbstractContextManager[Any]:
+        """Where arithmetic of `xp` keeps its place between sweeps and runs."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def zeros(self, size: int, dtype: np.dtype) -> Any:
@@ -53,19 +66,26 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def read(self, path: Path, destinations: Mapping[str, Any]) -> str:
-        """Fills `destinations` from a file; see `safetensors_file.read_into`."""
+        """Fills `destinations` from a file; see `safetensors_file.read_into`.
+
+        Besides the device's arrays they may be NumPy's.
+        """
 
     @abc.abstractmethod
     def sweeper(self, placed: Sequence[Placed], buffers: Mapping[Dtype, Any]) -> Sweeper:
         """Returns what sweeps over the weights `placed` in `buffers`."""
 
     @abc.abstractmethod
-    def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+    def open_session(
+        self, model: bytes, constants: Mapping[str, Any] | None = None, piece: bool = False
+    ) -> Any:
         """Returns the InferenceSession of the ONNX file `model`.
 
         Args:
             model: the bytes of an ONNX file.
             constants: values of initializers that lie in no file, OrtValues by name.
+            piece: whether it is one of many that take turns: what it keeps for its next run, the
+                others would want.
         """
 
     def part(
@@ -84,3 +104,7 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def bind_output(self, binding: Any, name: str) -> None:
         """Lets the output `name` stay in the device's memory."""
+
+    @abc.abstractmethod
+    def adopt(self, value: Any) -> Any:
+        """Returns the device's array over an OrtValue that a session let stay."""

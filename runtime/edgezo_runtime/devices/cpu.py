@@ -14,6 +14,7 @@ from edgezo_runtime import dtypes, safetensors_file, wire
 from edgezo_runtime.devices.base import Binder, Device
 from edgezo_runtime.devices.cpu_sweep import CpuSweeper
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.noise import BLOCK_SIZE
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
 
@@ -28,6 +29,8 @@ class CpuDevice(Device):
     """
 
     name = "cpu"
+    chunk = 1 << 16  # of weights, gradient and state: they stay in the cache
+    span = BLOCK_SIZE  # one window of the pool
 
     def __init__(self, threads: int) -> None:
         if threads < 1:
@@ -57,8 +60,11 @@ class CpuDevice(Device):
     ) -> CpuSweeper:
         return CpuSweeper(placed, buffers, self.threads)
 
-    def open_session(self, model: bytes, constants: Mapping[str, Any] | None = None) -> Any:
+    def open_session(
+        self, model: bytes, constants: Mapping[str, Any] | None = None, piece: bool = False
+    ) -> Any:
         options = session_options(self.threads)
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = not piece
         # Idle workers would spin on the cores that the sweep needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         add_constants(options, model, constants)
@@ -71,6 +77,9 @@ class CpuDevice(Device):
 
     def bind_output(self, binding: Any, name: str) -> None:
         binding.bind_output(name)
+
+    def adopt(self, value: Any) -> np.ndarray:
+        return value.numpy()
 
 
 def default_threads() -> int:

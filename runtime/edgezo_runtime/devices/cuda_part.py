@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 MOST_RECORDINGS = 128  # each takes memory on the card, and none can be dropped
 _PLAIN = "-1"  # the id of runs that are not recorded
-_TYPES = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(bool)": np.dtype(np.bool_),
-}
 
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -63,9 +54,7 @@ class RecordedPart(Part):
         if name in self.inputs:
             on_host = value.device_name() == "cpu" != self._device.place[0]
             self._held[name] = (
-                self._device.put(value.numpy())
-                if on_host
-                else self._device.adopt(value, _TYPES[value.data_type()])
+                self._device.put(value.numpy()) if on_host else self._device.adopt(value)
             )
 
     def run(
@@ -98,9 +87,7 @@ class RecordedPart(Part):
             self._device.bind_output(self._binding, name)
         self._session.run_with_iobinding(self._binding, self._plain)
         values = zip(outputs, self._binding.get_outputs(), strict=True)
-        return {
-            name: self._device.adopt(value, _TYPES[value.data_type()]) for name, value in values
-        }
+        return {name: self._device.adopt(value) for name, value in values}
 
     def _try_to_record(
         self, shapes: _Shapes, feeds: Mapping[str, Any], values: Mapping[str, Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -19,7 +20,7 @@ from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
 _CHUNK_BYTES = 8192  # that a CUDA block sweeps
-_UPDATED = 1 << 20  # elements that an update takes at once
+UPDATED = 1 << 20  # elements that an update takes at once
 _MARGIN = 64  # bytes that a kernel may read past a window's end
 CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 _TERM = np.dtype(
@@ -53,33 +54,58 @@ class CudaSweeper(Sweeper):
     ) -> None:
         self._stream = stream
         self._placed = placed
-        self._buffers = buffers
-        self._chunks = {}
+        self._swept: list[tuple[Any, Chunks]] = []
         with stream:
             for dtype, buffer in buffers.items():
-                table = np.array(list(chunks_of(placed, dtype, buffer.data.ptr)), CHUNK)
-                self._chunks[dtype] = (_cupy().asarray(table.view(np.uint8)), len(table))
+                own = [one for one in placed if one.parameter.dtype == dtype.name]
+                start, size = buffer.data.ptr, dtype.storage.itemsize
+                firsts = [(one.weights.data.ptr - start) // size for one in own]
+                self._swept.append((buffer, Chunks.of(dtype, zip(own, firsts, strict=True))))
 
     def sweep(self, terms: Sequence[Term]) -> None:
         for plain, run in itertools.groupby(terms, _plain):
             if plain:
-                self._launch(list(run))
+                launch(self._stream, list(run), self._swept)
                 continue
             for term in run:
                 self.update(_adding(term.coefficient), (term.direction,), term.decay)
 
     def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
         with self._stream:
-            update_with(_cupy(), self._placed, rule, directions, decay, _UPDATED)
+            update_with(_cupy(), self._placed, rule, directions, decay, UPDATED)
 
-    def _launch(self, terms: Sequence[Term]) -> None:
-        packed = np.zeros(1, _TERMS)  # one value: CuPy passes no others by value
-        for row, term in zip(packed["term"][0], terms, strict=False):
-            pack(row, term)
-        with self._stream:
-            for dtype, (table, count) in self._chunks.items():
-                kernel = _module().get_function(f"{dtype.name}_{len(terms)}")
-                kernel((count,), (_THREADS,), (self._buffers[dtype], table, packed))
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of one buffer's weights, on the card.
+
+    Attributes:
+        dtype: of the buffer.
+        table: their bytes.
+        count: of them.
+    """
+
+    dtype: dtypes.Dtype
+    table: Any
+    count: int
+
+    @classmethod
+    def of(cls, dtype: dtypes.Dtype, weights: Iterable[tuple[Placed, int]]) -> Chunks:
+        """Returns those of `weights`, each with the place of its first element in the buffer."""
+        rows = (row for one, first in weights for row in chunks_of(one, first, dtype))
+        table = np.array(list(rows), CHUNK)
+        return cls(dtype, _cupy().asarray(table.view(np.uint8)), len(table))
+
+
+def launch(stream: Any, terms: Sequence[Term], swept: Iterable[tuple[Any, Chunks]]) -> None:
+    """Queues a sweep, of at most `Sweeper.most_terms`, over buffers and their chunks."""
+    packed = np.zeros(1, _TERMS)  # one value: CuPy passes no others by value
+    for row, term in zip(packed["term"][0], terms, strict=False):
+        pack(row, term)
+    with stream:
+        for buffer, chunks in swept:
+            kernel = _module().get_function(f"{chunks.dtype.name}_{len(terms)}")
+            kernel((chunks.count,), (_THREADS,), (buffer, chunks.table, packed))
 
 
 def _plain(term: Term) -> bool:
@@ -91,24 +117,18 @@ def _adding(coefficient: np.float32) -> Rule:
     return lambda xp, index, weights, z: weights + np.float32(coefficient) * z
 
 
-def chunks_of(
-    placed: Sequence[Placed], dtype: dtypes.Dtype, start: int
-) -> Iterator[tuple[int, int, int, bool]]:
-    """Yields the chunks of a buffer's weights: first element, noise index, count, decays.
+def chunks_of(one: Placed, first: int, dtype: dtypes.Dtype) -> Iterator[tuple[int, int, int, bool]]:
+    """Yields the chunks of a parameter: first element, noise index, count, decays.
 
     None crosses a block of the noise.
     """
     size = _CHUNK_BYTES // dtype.storage.itemsize
-    for one in placed:
-        if one.parameter.dtype != dtype.name:
-            continue
-        first = (one.weights.data.ptr - start) // dtype.storage.itemsize
-        at = 0
-        while at < one.parameter.size:
-            index = one.offset + at
-            stop = min(one.parameter.size, at + size, at + BLOCK_SIZE - index % BLOCK_SIZE)
-            yield first + at, index, stop - at, one.decays
-            at = stop
+    at = 0
+    while at < one.parameter.size:
+        index = one.offset + at
+        stop = min(one.parameter.size, at + size, at + BLOCK_SIZE - index % BLOCK_SIZE)
+        yield first + at, index, stop - at, one.decays
+        at = stop
 
 
 def pack(row: Any, term: Term) -> None:

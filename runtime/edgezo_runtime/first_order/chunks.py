@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-_CHUNK = 1 << 16  # elements; a chunk of weights, gradient and state stays in the cache
+from edgezo_runtime.devices import CpuDevice, Device
+
 Result = TypeVar("Result")
 
 
 class Workers(Protocol):
-    """What has threads, as an `Arena` does."""
+    """What has a device and its threads, as an `Arena` does."""
 
-    @property
-    def threads(self) -> int:
-        """How many it has."""
-        ...
+    device: Device
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order."""
@@ -23,9 +21,10 @@ class Workers(Protocol):
 
 
 class OneThread:
-    """Works alone."""
+    """Works alone, on the CPU."""
 
-    threads = 1
+    def __init__(self) -> None:
+        self.device: Device = CpuDevice(1)
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order."""
@@ -39,13 +38,14 @@ def each_chunk(
 
     The chunks are the same for any number of threads.
     """
-    starts = range(start, stop, _CHUNK)
-    count = min(workers.threads, len(starts))
+    size = workers.device.chunk
+    starts = range(start, stop, size)
+    count = min(workers.device.threads, len(starts))
     shares = [
         starts[len(starts) * i // count : len(starts) * (i + 1) // count] for i in range(count)
     ]
 
     def mine(share: range) -> list[Result]:
-        return [work(slice(at, min(at + _CHUNK, stop))) for at in share]
+        return [work(slice(at, min(at + size, stop))) for at in share]
 
     return [result for results in workers.each(mine, shares) for result in results]

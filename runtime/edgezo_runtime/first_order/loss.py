@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.first_order.draws import NO_RUN, Draws
@@ -37,7 +36,7 @@ class BatchLoss:
         return self._model.loss(self._batch)
 
     def descend(
-        self, names: Sequence[str], take: Taker, keep: bool = False, draws: Draws = NO_RUN
+        self, names: Sequence[str], take: Taker, keep: float = 0, draws: Draws = NO_RUN
     ) -> float:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
         self.forwards += 1
@@ -48,8 +47,8 @@ class BatchLoss:
         self.forwards += FORWARDS
         return self._model.derivative(self._batch, direction)
 
-    def gradients(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Returns the gradients by the weights `names`, all at once."""
-        found: dict[str, np.ndarray] = {}
+    def gradients(self, names: Sequence[str]) -> dict[str, Any]:
+        """Returns the gradients by the weights `names`, all at once, on the model's device."""
+        found: dict[str, Any] = {}
         self.descend(names, found.__setitem__)
         return found

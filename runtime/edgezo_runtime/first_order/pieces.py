@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgezo_runtime.devices.cpu import session_options
+import numpy as np
+
+from edgezo_runtime import dtypes
+from edgezo_runtime.bundle import Bundle
+from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.graph import Piece
 from edgezo_runtime.ort import onnxruntime
 
 
 class Pieces:
-    """Runs pieces on the CPU; those that compute the same share a session.
+    """Runs pieces on a device; those that compute the same share a session.
 
     Args:
         folder: of the bundle, for errors.
-        threads: that ONNX Runtime may use.
+        device: where the values lie that they hand to each other.
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._folder, self._threads = folder, threads
+    def __init__(self, folder: Path, device: Device) -> None:
+        self._folder, self._device = folder, device
         self._sessions: dict[bytes, Any] = {}
 
     def run(self, piece: Piece, values: Values) -> None:
@@ -34,18 +38,23 @@ class Pieces:
         session = self._sessions.get(piece.model)
         if session is None:
             try:
-                session = _open(piece.model, self._threads)
+                session = self._device.open_session(piece.model, piece=True)
             except Exception as error:
                 raise InputError(
                     f"ONNX Runtime cannot load the graph of gradients of {self._folder}: {error}"
                 ) from error
             self._sessions[piece.model] = session
-        feeds = {own: values.get(name) for name, own in piece.inputs}
+        binding = session.io_binding()  # a fresh one: it would keep these values alive
         try:
-            made = session.run_with_ort_values([own for _, own in piece.outputs], feeds)
+            for name, own in piece.inputs:
+                values.bind(name, binding, own)
+            for _, own in piece.outputs:
+                self._device.bind_output(binding, own)
+            session.run_with_iobinding(binding)
         except Exception as error:
             raise EdgezoError(f"ONNX Runtime failed on a gradient: {error}") from error
-        del feeds
+        made = binding.get_outputs()
+        del binding
         values.done([name for name, _ in piece.outputs], made)
 
 
@@ -53,29 +62,40 @@ class Values:
     """The values that pieces hand to each other; each is freed after the piece that uses it last.
 
     Args:
-        given: weights and data, which stay.
+        device: where they lie.
+        given: bind weights and data, which stay.
         pieces: in the order in which they run.
     """
 
-    def __init__(self, given: dict[str, Any], pieces: Sequence[Piece]) -> None:
-        self._given = given
+    def __init__(
+        self, device: Device, given: Mapping[str, Binder], pieces: Sequence[Piece]
+    ) -> None:
+        self._device = device
+        self._given = dict(given)
         self._made: dict[str, Any] = {}
         self._uses = {
             name: number for number, piece in enumerate(pieces) for name, _ in piece.inputs
         }
         self._ran = 0
 
-    def get(self, name: str) -> Any:
-        """Returns the OrtValue `name`."""
-        return self._given[name] if name in self._given else self._made[name]
+    def bind(self, name: str, binding: Any, own: str) -> None:
+        """Binds the input `own` of a piece to the value `name`."""
+        if name in self._given:
+            self._given[name](binding, own)
+        else:
+            binding.bind_ortvalue_input(own, self._made[name])
 
-    def put(self, name: str, value: Any) -> None:
-        """Adds a value."""
-        self._made[name] = value
+    def give(self, name: str, binder: Binder) -> None:
+        """Adds a value that stays."""
+        self._given[name] = binder
+
+    def host(self, name: str) -> np.ndarray:
+        """Returns what a piece made as NumPy's array."""
+        return self._device.host(self._device.adopt(self._made[name]))
 
     def pop(self, name: str) -> Any:
-        """Returns the value `name`, which nothing else needs."""
-        return self._made.pop(name)
+        """Returns what a piece made as the device's array; nothing else needs it."""
+        return self._device.adopt(self._made.pop(name))
 
     def done(self, names: Sequence[str], values: Sequence[Any]) -> None:
         """Adds what the next piece made, and frees what nothing after it uses."""
@@ -85,10 +105,15 @@ class Values:
         self._ran += 1
 
 
-def _open(model: bytes, threads: int) -> Any:
-    options = session_options(threads)
-    # Many sessions take turns: what one keeps for its next run, the others would want.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def bind_weights(bundle: Bundle, weights: Mapping[str, Any], device: Device) -> dict[str, Binder]:
+    """Returns what binds each parameter of `bundle` to the memory of its array in `weights`."""
+    return {
+        p.name: device.binder(weights[p.name], dtypes.named(p.dtype))
+        for p in bundle.manifest.parameters
+    }
+
+
+def fed(array: np.ndarray) -> Binder:
+    """Returns what binds an input to data of the host."""
+    value = onnxruntime().OrtValue.ortvalue_from_numpy(array)
+    return lambda binding, name: binding.bind_ortvalue_input(name, value)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import GRADIENTS, TANGENTS, Bundle
-from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Graph
 
 _KINDS = {GRADIENTS: "gradient", TANGENTS: "tangent"}
 
 
-def check_graph(bundle: Bundle, device: Device, name: str) -> None:
-    """Raises InputError if a bundle lacks the graph `name` or `device` cannot run it.
-
-    The message says how to make one.
-    """
+def check_graph(bundle: Bundle, name: str) -> None:
+    """Raises InputError, which says how to make one, if a bundle lacks the graph `name`."""
     kind = _KINDS[name]
-    if device.name != "cpu":
-        raise InputError(f"{kind} graphs run on the CPU, not on {device.name}: use --device cpu")
     if name not in bundle.manifest.files:
         raise InputError(
             f"{bundle.folder} has no {kind} graph, which this method needs: make a bundle that "
@@ -26,9 +20,9 @@ def check_graph(bundle: Bundle, device: Device, name: str) -> None:
         )
 
 
-def read_graph(bundle: Bundle, device: Device, name: str) -> Graph:
+def read_graph(bundle: Bundle, name: str) -> Graph:
     """Returns the graph `name` of a bundle; raises InputError if it has none, or a damaged one."""
-    check_graph(bundle, device, name)
+    check_graph(bundle, name)
     try:
         return Graph(bundle.read_graph(name))
     except (ValueError, IndexError) as error:

@@ -7,8 +7,9 @@ bits however the weight is cut into chunks. The roots are correctly rounded; the
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Rule(abc.ABC):
     Attributes:
         name: of the method that is made of it.
         paper: where it comes from.
+        xp: the array module of the device on which it works.
     """
 
     name: ClassVar[str]
@@ -36,21 +38,20 @@ class Rule(abc.ABC):
 
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or OneThread()
+        self.xp = self._workers.device.xp
 
     def lengths(self, parameter: Parameter) -> Mapping[str, int]:
         """Returns how much each slot of the state holds of `parameter`."""
         return {}
 
     @abc.abstractmethod
-    def update(
-        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
-    ) -> None:
+    def update(self, parameter: Parameter, w: Any, g: Any, lr: float, state: State) -> None:
         """Changes the weights `w` and the state in place; `g` may be overwritten.
 
         Args:
             parameter: which one.
-            w: its weights, flat.
-            g: its gradient, flat.
+            w: its weights, flat, on the workers' device.
+            g: its gradient, likewise.
             lr: the learning rate.
             state: holds the rule's slots.
         """
@@ -71,27 +72,23 @@ class ChunkRule(Rule):
         sizes = dict.fromkeys(self.slots, parameter.size)
         return sizes | ({"updates": 1} if self.counts else {})
 
-    def update(
-        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
-    ) -> None:
-        slots = [state.of(slot, parameter.name) for slot in self.slots]
-        number = 0
-        if self.counts:
-            updates = state.of("updates", parameter.name)
-            updates += 1
-            number = int(updates[0])
+    def update(self, parameter: Parameter, w: Any, g: Any, lr: float, state: State) -> None:
+        with state.of(parameter.name) as held:
+            slots = [held[slot] for slot in self.slots]
+            number = 0
+            if self.counts:
+                held["updates"] += 1
+                number = int(held["updates"][0])
 
-        def update(part: slice) -> None:
-            self.chunk(w[part], g[part], [slot[part] for slot in slots], lr, number)
+            def update(part: slice) -> None:
+                self.chunk(w[part], g[part], [slot[part] for slot in slots], lr, number)
 
-        for start in range(0, w.size, _BURST):
-            state.idle()
-            each_chunk(self._workers, start, min(start + _BURST, w.size), update)
+            for start in range(0, w.size, _BURST):
+                state.idle()
+                each_chunk(self._workers, start, min(start + _BURST, w.size), update)
 
     @abc.abstractmethod
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         """Updates a part of the weights; `number` counts the updates from 1."""
 
 
@@ -101,9 +98,7 @@ class Sgd(ChunkRule):
     name = "ip-sgd"
     paper = "https://arxiv.org/abs/2410.06441"
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         g *= np.float32(lr)
         w -= g
 
@@ -115,13 +110,11 @@ class Momentum(ChunkRule):
     paper = "https://pytorch.org/docs/stable/generated/torch.optim.SGD.html"
     slots = ("velocity",)
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         (velocity,) = slots
         velocity *= np.float32(0.9)
         velocity += g
-        np.multiply(velocity, np.float32(lr), out=g)
+        self.xp.multiply(velocity, np.float32(lr), out=g)
         w -= g
 
 
@@ -135,21 +128,19 @@ class AdamW(ChunkRule):
     slots = ("mean", "square")
     counts = True
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         mean, square = slots
         mean *= np.float32(0.9)
         mean += np.float32(0.1) * g
         g *= g
         square *= np.float32(0.999)
         square += np.float32(0.001) * g
-        np.sqrt(square, out=g)
+        self.xp.sqrt(square, out=g)
         # With root(1 - 0.999^t) moved over, one division per element is enough.
         root = float(np.sqrt(1 - power(0.999, number)))
         g *= np.float32(1 / root)
         g += np.float32(1e-8)
-        np.divide(mean, g, out=g)
+        self.xp.divide(mean, g, out=g)
         g *= np.float32(lr / (1 - power(0.9, number)))
         w -= g
 
@@ -161,13 +152,11 @@ class Adagrad(ChunkRule):
     paper = "https://jmlr.org/papers/v12/duchi11a.html"
     slots = ("sum",)
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         (total,) = slots
         total += g * g
         g *= np.float32(lr)
-        g /= np.sqrt(total) + np.float32(1e-10)
+        g /= self.xp.sqrt(total) + np.float32(1e-10)
         w -= g
 
 
@@ -178,14 +167,12 @@ class RmsProp(ChunkRule):
     paper = "https://pytorch.org/docs/stable/generated/torch.optim.RMSprop.html"
     slots = ("square",)
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         (square,) = slots
         square *= np.float32(0.99)
         square += np.float32(0.01) * (g * g)
         g *= np.float32(lr)
-        g /= np.sqrt(square) + np.float32(1e-8)
+        g /= self.xp.sqrt(square) + np.float32(1e-8)
         w -= g
 
 
@@ -198,11 +185,9 @@ class Lion(ChunkRule):
     paper = "https://arxiv.org/abs/2302.06675"
     slots = ("mean",)
 
-    def chunk(
-        self, w: np.ndarray, g: np.ndarray, slots: list[np.ndarray], lr: float, number: int
-    ) -> None:
+    def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         (mean,) = slots
-        step = np.sign(np.float32(0.9) * mean + np.float32(0.1) * g)
+        step = self.xp.sign(np.float32(0.9) * mean + np.float32(0.1) * g)
         step *= np.float32(lr)
         w -= step
         mean *= np.float32(0.99)
@@ -229,50 +214,62 @@ class AdaLomo(Rule):
         shape = matrix_shape(parameter)
         return {"squares": parameter.size if shape is None else sum(shape)}
 
-    def update(
-        self, parameter: Parameter, w: np.ndarray, g: np.ndarray, lr: float, state: State
-    ) -> None:
-        squares = state.of("squares", parameter.name)
-        shape = matrix_shape(parameter)
+    def update(self, parameter: Parameter, w: Any, g: Any, lr: float, state: State) -> None:
+        xp, shape = self.xp, matrix_shape(parameter)
         scale = max(1e-3, self._rms(w))
-        if shape is None:
-            self._follow(squares, g * g)
-            g /= np.sqrt(squares)
-        else:
-            rows, columns = squares[: shape[0]], squares[shape[0] :]
-            matrix = g.reshape(shape)
-            row_means = np.einsum("rc,rc->r", matrix, matrix) / np.float32(shape[1])
-            column_means = np.einsum("rc,rc->c", matrix, matrix) / np.float32(shape[0])
-            self._follow(rows, row_means)
-            self._follow(columns, column_means)
-            matrix /= np.sqrt(rows / rows.mean())[:, None]
-            matrix /= np.sqrt(columns)
+        with state.of(parameter.name) as held:
+            squares = held["squares"]
+            if shape is None:
+                self._follow(squares, g * g)
+                g /= xp.sqrt(squares)
+            else:
+                rows, columns = squares[: shape[0]], squares[shape[0] :]
+                matrix = g.reshape(shape)
+                of_rows, of_columns = self._sums(matrix)
+                self._follow(rows, of_rows / np.float32(shape[1]))
+                self._follow(columns, of_columns / np.float32(shape[0]))
+                matrix /= xp.sqrt(rows / rows.mean())[:, None]
+                matrix /= xp.sqrt(columns)
         g *= np.float32(lr * scale / max(1.0, self._rms(g)))
         w -= g
 
-    def _rms(self, array: np.ndarray) -> float:
-        return float(np.sqrt(square_sum(array, self._workers) / array.size))
+    def _sums(self, matrix: Any) -> tuple[Any, Any]:
+        """Returns the sums of the squares in each row, and in each column."""
+        count, width = matrix.shape
+        rows, columns = self.xp.empty(count, np.float32), self.xp.zeros(width, np.float32)
+        step = max(1, self._workers.device.chunk // max(1, width))
+        for start in range(0, count, step):
+            part = matrix[start : start + step]
+            squares = part * part
+            rows[start : start + step] = squares.sum(axis=1)
+            columns += squares.sum(axis=0)
+        return rows, columns
 
-    def _follow(self, squares: np.ndarray, new: np.ndarray) -> None:
+    def _rms(self, array: Any) -> float:
+        return math.sqrt(square_sum(array, self._workers) / array.size)
+
+    def _follow(self, squares: Any, new: Any) -> None:
         squares *= np.float32(self._BETA)
         squares += np.float32(1 - self._BETA) * new
-        np.maximum(squares, np.float32(1e-30), out=squares)
+        self.xp.maximum(squares, np.float32(1e-30), out=squares)
 
 
-def square_sum(array: np.ndarray, workers: Workers | None = None) -> float:
+def square_sum(array: Any, workers: Workers) -> float:
     """Returns the sum of the squares of a flat array."""
+    dot = workers.device.xp.dot
 
     def squares(part: slice) -> float:
-        return float(np.dot(array[part], array[part]))
+        return float(dot(array[part], array[part]))
 
-    return sum(each_chunk(workers or OneThread(), 0, array.size, squares))
+    return sum(each_chunk(workers, 0, array.size, squares))
 
 
-def scale(array: np.ndarray, factor: float, workers: Workers) -> None:
+def scale(array: Any, factor: float, workers: Workers) -> None:
     """Multiplies a flat array by `factor`, in place."""
 
     def multiply(part: slice) -> None:
-        np.multiply(array[part], np.float32(factor), out=array[part])
+        piece = array[part]
+        piece *= np.float32(factor)
 
     each_chunk(workers, 0, array.size, multiply)
 

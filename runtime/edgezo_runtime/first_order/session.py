@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import GRADIENTS, Bundle
 from edgezo_runtime.devices import Device
-from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
-from edgezo_runtime.first_order.pieces import Pieces, Values
+from edgezo_runtime.first_order.pieces import Pieces, Values, bind_weights, fed
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import Plan, plan
-from edgezo_runtime.ort import onnxruntime
 
 _MOST_DRAWS = 1 << 16  # of a product
 
-#: Takes a weight's name and its gradient, which is the taker's to change.
-Taker = Callable[[str, np.ndarray], None]
+#: Takes a weight's name and its gradient, on the weights' device, which is the taker's to change.
+Taker = Callable[[str, Any], None]
 
 
 class GradientSession:
-    """Runs a bundle's gradient graph on the CPU, one stage of it at a time.
+    """Runs a bundle's gradient graph, one stage of it at a time.
 
     Args:
         bundle: one with a gradient graph.
-        weights: every parameter by name: C-contiguous arrays in storage dtype. They are aliased.
-        device: the CPU, with as many threads as ONNX Runtime may use.
-        keep: whether products with weights are kept between the passes; see `stages.plan`.
+        weights: every parameter by name: C-contiguous arrays of the device in storage dtype. They
+            are aliased.
+        device: where the weights lie.
+        keep: how much is kept between the passes; see `stages.plan`.
 
     Raises:
         InputError: the bundle has no gradient graph, or it is damaged.
@@ -41,20 +40,16 @@ class GradientSession:
     def __init__(
         self,
         bundle: Bundle,
-        weights: Mapping[str, np.ndarray],
+        weights: Mapping[str, Any],
         device: Device,
-        keep: bool = False,
+        keep: float = 0,
     ) -> None:
-        self._graph = read_graph(bundle, device, GRADIENTS)
-        self._folder, self._keep = bundle.folder, keep
+        self._graph = read_graph(bundle, GRADIENTS)
+        self._folder, self._keep, self._device = bundle.folder, keep, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
-        self._weights = {
-            p.name: alias(weights[p.name], dtypes.named(p.dtype))
-            for p in bundle.manifest.parameters
-        }
+        self._weights = bind_weights(bundle, weights, device)
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
-        self._folder = bundle.folder
-        self._pieces = Pieces(bundle.folder, device.threads)
+        self._pieces = Pieces(bundle.folder, device)
 
     def run(
         self,
@@ -86,33 +81,33 @@ class GradientSession:
         given = given or {}
         check_differentiable(batch)
         chosen = self._plan(tuple(names), tuple(given))
-        value = onnxruntime().OrtValue.ortvalue_from_numpy
-        feeds = {name: value(array) for name, array in {**batch.feeds(), **given}.items()}
-        values = Values({**self._weights, **feeds}, [*chosen.forward, *chosen.backward])
+        feeds = {name: fed(array) for name, array in {**batch.feeds(), **given}.items()}
+        known = {**self._weights, **feeds}
+        values = Values(self._device, known, [*chosen.forward, *chosen.backward])
         for piece in chosen.forward:
             self._pieces.run(piece, values)
-        outputs = {name: values.get(name).numpy() for name in self._outputs}
+        outputs = {name: values.host(name) for name in self._outputs}
         loss = batch.objective.loss(outputs)
         if not np.isfinite(loss):
             return loss
         for name, cotangent in batch.objective.cotangents(outputs).items():
-            values.put(cotangent_of(name), value(cotangent))
+            values.give(cotangent_of(name), fed(cotangent))
         weights = {gradient_of(name): name for name in names}
         count = min(max(array.size for array in batch.feeds().values()), _MOST_DRAWS)
         products = {name: number for number, name in enumerate(self._graph.uniforms)}
         for piece in chosen.backward:
             for name in products.keys() & {name for name, _ in piece.inputs}:
                 drawn = draws.uniform(products[name], len(products), count)
-                values.put(name, value(drawn))
+                values.give(name, fed(drawn))
             self._pieces.run(piece, values)
             for name, _ in piece.outputs:
                 if name in weights:
-                    take(weights[name], values.pop(name).numpy())
+                    take(weights[name], values.pop(name))
         return loss
 
-    def gradients(self, batch: BaseBatch, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def gradients(self, batch: BaseBatch, names: Sequence[str]) -> dict[str, Any]:
         """Returns the gradients by the weights `names`, all at once."""
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Any] = {}
         self.run(batch, names, found.__setitem__)
         return found
 

@@ -40,7 +40,7 @@ def plan(
     outputs: Sequence[str],
     weights: Set[str],
     wanted: Iterable[str],
-    keep: bool,
+    keep: float,
     given: Iterable[str] = (),
 ) -> Plan:
     """Returns the plan for the gradients by the `wanted` weights; it computes nothing else.
@@ -50,8 +50,9 @@ def plan(
         outputs: the outputs of its forward pass.
         weights: names of all its weights.
         wanted: names of some.
-        keep: whether products with weights are kept for the backward pass and not computed again:
-            a quarter less to compute, and memory that grows with depth.
+        keep: the share of the stages, from the last one down, whose products with weights are kept
+            for the backward pass and not computed again. Of all, a quarter less is to compute, and
+            memory grows with depth.
         given: values that are known, as the data is: nothing below them is computed.
     """
     known = frozenset(given)
@@ -62,8 +63,9 @@ def plan(
     backward = [node for node in nodes if node.outputs[0] in levels]
     stages = _forward_stages(graph, forward)
     kept = set(graph.cuts) | _shared(forward, backward, weights | known)
-    if keep:
-        kept |= _products(graph, forward, weights, known)
+    lowest = (1 - keep) * (len(graph.cuts) + 1)
+    products = _products(graph, forward, weights, known)
+    kept |= {name for name in products if stages[name] >= lowest}
     kept &= stages.keys() & graph.described
     kept |= known
     pieces = _backward_pieces(graph, backward, levels, kept, set(gradients))

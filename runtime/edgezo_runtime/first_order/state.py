@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from edgezo_runtime.bundle import Parameter
-
-_PAGE = mmap.ALLOCATIONGRANULARITY
+from edgezo_runtime.devices import CpuDevice, Device
 
 
 class State:
@@ -21,15 +22,21 @@ class State:
         parameters: the trained ones.
         lengths: for each slot, how much it holds of each parameter, in their order.
         disk: whether it lies in a file without a name, of which what is in use is in memory.
+        device: whose memory that is; one thread of the CPU if None.
 
     Attributes:
-        arrays: by slot, as snapshots hold them.
+        arrays: by slot, as snapshots hold them: the device's, or those of the file.
     """
 
     def __init__(
-        self, parameters: Sequence[Parameter], lengths: Mapping[str, Sequence[int]], disk: bool
+        self,
+        parameters: Sequence[Parameter],
+        lengths: Mapping[str, Sequence[int]],
+        disk: bool,
+        device: Device | None = None,
     ) -> None:
-        self.arrays: dict[str, np.ndarray] = {}
+        self._device = device or CpuDevice(1)
+        self.arrays: dict[str, Any] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._places: dict[tuple[str, str], slice] = {}
         for slot, sizes in lengths.items():
@@ -43,7 +50,7 @@ class State:
                     self._maps[slot] = mmap.mmap(file.fileno(), 4 * start)
                 self.arrays[slot] = np.frombuffer(self._maps[slot], np.float32)
             else:
-                self.arrays[slot] = np.zeros(start, np.float32)
+                self.arrays[slot] = self._device.zeros(start, np.dtype(np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -55,9 +62,15 @@ class State:
         places = (self._places[slot, name] for slot in self.arrays)
         return sum(4 * (place.stop - place.start) for place in places)
 
-    def of(self, slot: str, name: str) -> np.ndarray:
-        """Returns what `slot` holds of the parameter `name`: flat, to be changed in place."""
-        return self.arrays[slot][self._places[slot, name]]
+    @contextlib.contextmanager
+    def of(self, name: str) -> Iterator[dict[str, Any]]:
+        """Lends what each slot holds of the parameter `name`: flat, to be changed in place."""
+        kept = {slot: array[self._places[slot, name]] for slot, array in self.arrays.items()}
+        lent = {s: self._device.put(a) if s in self._maps else a for s, a in kept.items()}
+        yield lent
+        for slot, array in lent.items():
+            if array is not kept[slot]:  # a copy in the device's memory
+                kept[slot][...] = self._device.host(array)
 
     def idle(self) -> None:
         """Lets what lies on disk leave the memory."""

@@ -14,16 +14,14 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.arena import ALIGNMENT, Arena
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import TANGENTS, Bundle
-from edgezo_runtime.devices import Device
-from edgezo_runtime.devices.cpu import alias
+from edgezo_runtime.devices import Binder, Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Piece, tangent_of
-from edgezo_runtime.first_order.pieces import Pieces, Values
+from edgezo_runtime.first_order.pieces import Pieces, Values, bind_weights, fed
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import tangent_plan
-from edgezo_runtime.noise import BLOCK_SIZE, AnyDirection
+from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.noise import Values as Elements
-from edgezo_runtime.ort import onnxruntime
 
 #: Products with weights that a pass takes, each worth a forward pass: of value and weight, of the
 #: value's tangent and the weight, and of the value and the weight's tangent.
@@ -37,43 +35,41 @@ class _Tangent:
     Attributes:
         name: of the value in the graph.
         elements: where it is written, flat.
-        value: an OrtValue over the same memory, in the weight's shape.
+        binder: binds an input to the same memory, in the weight's shape.
         offset: of its first element in the noise's index space.
     """
 
     name: str
-    elements: np.ndarray
-    value: Any
+    elements: Any
+    binder: Binder
     offset: int
 
 
 class TangentSession:
-    """Runs a bundle's tangent graph on the CPU, one stage of it at a time.
+    """Runs a bundle's tangent graph, one stage of it at a time.
 
     The tangents of the weights are elements of a direction. Those of one stage at a time are drawn,
     into one buffer.
 
     Args:
         bundle: one with a tangent graph.
-        weights: every parameter by name: C-contiguous arrays in storage dtype. They are aliased.
+        weights: every parameter by name: C-contiguous arrays of the device in storage dtype. They
+            are aliased.
         arena: the trained ones among them, which have tangents.
-        device: the CPU, with as many threads as ONNX Runtime may use.
+        device: where they lie.
 
     Raises:
         InputError: the bundle has no tangent graph, or it is damaged.
     """
 
     def __init__(
-        self, bundle: Bundle, weights: Mapping[str, np.ndarray], arena: Arena, device: Device
+        self, bundle: Bundle, weights: Mapping[str, Any], arena: Arena, device: Device
     ) -> None:
-        self._graph = read_graph(bundle, device, TANGENTS)
+        self._graph = read_graph(bundle, TANGENTS)
         self._bundle, self._arena, self._device = bundle, arena, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
-        self._weights = {
-            p.name: alias(weights[p.name], dtypes.named(p.dtype))
-            for p in bundle.manifest.parameters
-        }
-        self._pieces = Pieces(bundle.folder, device.threads)
+        self._weights = bind_weights(bundle, weights, device)
+        self._pieces = Pieces(bundle.folder, device)
 
     def run(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         r"""Returns the batch's mean loss, in nats, and its derivative along a direction.
@@ -91,24 +87,24 @@ class TangentSession:
             EdgezoError: ONNX Runtime failed.
         """
         check_differentiable(batch)
-        drawn = direction.draw(np, self._arena.size)
-        value = onnxruntime().OrtValue.ortvalue_from_numpy
-        feeds = {name: value(array) for name, array in batch.feeds().items()}
-        values = Values({**self._weights, **feeds}, [piece for piece, _ in self._stages])
+        drawn = direction.draw(self._device.xp, self._arena.size)
+        feeds = {name: fed(array) for name, array in batch.feeds().items()}
+        known = {**self._weights, **feeds}
+        values = Values(self._device, known, [piece for piece, _ in self._stages])
         for piece, tangents in self._stages:
             for tangent in tangents:
-                _fill(tangent.elements, drawn, tangent.offset)
-                values.put(tangent.name, tangent.value)
+                _fill(tangent.elements, drawn, tangent.offset, self._device.span)
+                values.give(tangent.name, tangent.binder)
             self._pieces.run(piece, values)
         made = {name for piece, _ in self._stages for name, _ in piece.outputs}
-        outputs = {name: values.get(name).numpy() for name in self._outputs}
+        outputs = {name: values.host(name) for name in self._outputs}
         loss = batch.objective.loss(outputs)
         if not np.isfinite(loss):
             return loss, math.nan
         slope = 0.0
         for name, cotangent in batch.objective.cotangents(outputs).items():
             if tangent_of(name) in made:
-                tangent = values.get(tangent_of(name)).numpy().astype(np.float64)
+                tangent = values.host(tangent_of(name)).astype(np.float64)
                 slope += float(np.vdot(cotangent, tangent))
         return loss, slope
 
@@ -132,9 +128,9 @@ class TangentSession:
             tangents = []
             for parameter, start in zip(parameters, places, strict=False):
                 flat = room[start : start + parameter.size]
-                shaped = alias(flat.reshape(parameter.shape), dtypes.FLOAT32)
+                binder = self._device.binder(flat.reshape(parameter.shape), dtypes.FLOAT32)
                 offset = self._arena.noise_offsets[parameter.name]
-                tangents.append(_Tangent(tangent_of(parameter.name), flat, shaped, offset))
+                tangents.append(_Tangent(tangent_of(parameter.name), flat, binder, offset))
             stages.append((piece, tangents))
         return stages
 
@@ -143,10 +139,10 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _fill(out: np.ndarray, elements: Elements, offset: int) -> None:
-    """Writes elements of a direction from `offset` on to `out`, block by block."""
+def _fill(out: Any, elements: Elements, offset: int, span: int) -> None:
+    """Writes elements of a direction from `offset` on to `out`, span by span."""
     start = 0
     while start < out.size:
-        stop = min(out.size, start + BLOCK_SIZE - (offset + start) % BLOCK_SIZE)
+        stop = min(out.size, start + span - (offset + start) % span)
         out[start:stop] = elements(offset + start, offset + stop)
         start = stop

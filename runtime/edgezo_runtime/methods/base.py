@@ -240,7 +240,15 @@ class Method(abc.ABC):
 
     def move(self, direction: AnyDirection, coefficient: float) -> None:
         """Moves the weights along a direction."""
-        self.arena.defer(Term(direction, np.float32(coefficient)))
+        self.arena.defer(along(direction, coefficient))
+
+    def losses(self, walk: Walk, moves: Sequence[Sequence[Term]]) -> list[float]:
+        """Returns the loss after each of `moves`, one after the other."""
+        found = []
+        for number, terms in enumerate(moves, start=1):
+            self.arena.defer(*terms)
+            found.append(walk.loss(moves[number:]))
+        return found
 
     def restore(self, slopes: Sequence[Slope]) -> None:
         """Takes the weights back to where they were before the step."""
@@ -251,3 +259,8 @@ class Method(abc.ABC):
     def decay(self, walk: Walk) -> np.float32:
         """Returns what matrices are multiplied by after an update."""
         return np.float32(1 - walk.lr * self.weight_decay)
+
+
+def along(direction: AnyDirection, coefficient: float) -> Term:
+    """Returns a move along a direction."""
+    return Term(direction, np.float32(coefficient))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from typing import ClassVar
 
-from edgezo_runtime.methods.base import Method, Slope
+from edgezo_runtime.arena import Term
+from edgezo_runtime.methods.base import Method, Slope, along
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
 
@@ -65,16 +67,11 @@ class TwoPoint(Method):
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction, reach = self.direction(walk.number), reach_of(self, walk.number)
-        self.move(direction, reach)
-        higher = walk.loss()
-        if self.narrow:
-            # By way of the middle: what the weights were is nearest to them from here, unless they
-            # went past a power of two. From the other end they would come back rounded twice.
-            self.move(direction, -reach)
-            self.move(direction, -reach)
-        else:
-            self.move(direction, -2 * reach)
-        lower = walk.loss()
+        # By way of the middle: what the weights were is nearest to them from here, unless they
+        # went past a power of two. From the other end they would come back rounded twice.
+        down = [-reach, -reach] if self.narrow else [-2 * reach]
+        moves = [[along(direction, reach)], [along(direction, way) for way in down]]
+        higher, lower = self.losses(walk, moves)
         (slope,) = walk.known(self.slope(higher, lower, reach))
         return [Slope(direction, self._clipped(slope), reach)]
 
@@ -115,9 +112,7 @@ class OneSided(Method):
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction, reach = self.direction(walk.number), reach_of(self, walk.number)
-        here = walk.loss()
-        self.move(direction, reach)
-        there = walk.loss()
+        here, there = self.losses(walk, [[], [along(direction, reach)]])
         (slope,) = walk.known((there - here) / reach)
         return [Slope(direction, slope, -reach)]
 
@@ -158,39 +153,38 @@ class TwoPointSamples(Samples):
 
     def measure(self, walk: Walk) -> list[Slope]:
         directions = [self.direction(walk.number, i) for i in range(self.samples)]
-        found = []
+        moves: list[list[Term]] = []
         for i, direction in enumerate(directions):
-            if i:
-                self.move(directions[i - 1], self.eps)
-            self.move(direction, self.eps)
-            higher = walk.loss()
-            self.move(direction, -2 * self.eps)
-            found.append((higher - walk.loss()) / (2 * self.eps))
-        values = walk.known(*found)
+            back = [along(directions[i - 1], self.eps)] if i else []
+            moves += [[*back, along(direction, self.eps)], [along(direction, -2 * self.eps)]]
+        losses = self.losses(walk, moves)
+        pairs = zip(losses[::2], losses[1::2], strict=True)
+        values = walk.known(*((higher - lower) / (2 * self.eps) for higher, lower in pairs))
         backs = [0.0] * (self.samples - 1) + [self.eps]
         return [Slope(*each) for each in zip(directions, values, backs, strict=True)]
 
 
 class OneSidedSamples(Samples):
-    """Several directions, each seen from one side; what the losses are compared with is open."""
+    """Several directions, each seen from one side; what the losses are compared with is open.
+
+    Attributes:
+        centred: whether the loss at the weights is measured, too.
+    """
+
+    centred: ClassVar[bool] = False
 
     def measure(self, walk: Walk) -> list[Slope]:
         directions = [self.direction(walk.number, i) for i in range(self.samples)]
-        here = self.baseline(walk)
-        losses = []
+        moves: list[list[Term]] = [[]] if self.centred else []
         for i, direction in enumerate(directions):
-            if i:
-                self.move(directions[i - 1], -self.eps)
-            self.move(direction, self.eps)
-            losses.append(walk.loss())
+            back = [along(directions[i - 1], -self.eps)] if i else []
+            moves.append([*back, along(direction, self.eps)])
+        losses = self.losses(walk, moves)
+        here = losses.pop(0) if self.centred else 0.0
         values = walk.known(*self.compared(here, losses))
         backs = [-0.0] * (self.samples - 1) + [-self.eps]
         return [Slope(*each) for each in zip(directions, values, backs, strict=True)]
 
-    def baseline(self, walk: Walk) -> float:
-        """Returns the loss at the weights, where the method wants it."""
-        return 0.0
-
     def compared(self, here: float, losses: list[float]) -> list[float]:
-        """Returns the slopes of the `losses`."""
+        """Returns the slopes of the `losses`; `here` is that at the weights, or 0."""
         raise NotImplementedError

@@ -28,8 +28,8 @@ class Loss(Protocol):
     def descend(
         self,
         names: Sequence[str],
-        take: Callable[[str, np.ndarray], None],
-        keep: bool,
+        take: Callable[[str, Any], None],
+        keep: float,
         draws: Draws,
     ) -> float: ...
 
@@ -48,6 +48,8 @@ class FirstOrder:
 
     Settings:
         weight_decay: times the learning rate.
+        keep_products: the share of the depth, from the top, whose products with weights are kept
+            between the passes and not computed again: faster, and more memory.
 
     Raises:
         InputError: a setting there is none of or that is out of range, or the weights are no
@@ -69,10 +71,9 @@ class FirstOrder:
     graph: ClassVar[str] = GRADIENTS
     family: ClassVar[str] = "first-order"
     weight_decay = Number(0.0, least=0)
+    keep_products = Number(1.0, least=0, most=1)  # where the state takes memory anyway
 
     rule: ClassVar[type[rules.Rule]]
-    #: Whether products are kept between the passes: faster, where the state is larger than they.
-    keeps: ClassVar[bool] = True
     #: Whether the state lies on disk.
     on_disk: ClassVar[bool] = False
 
@@ -92,7 +93,7 @@ class FirstOrder:
         held = [self._rule.lengths(p) for p in arena.parameters]
         slots = dict.fromkeys(slot for lengths in held for slot in lengths)
         sizes = {slot: [lengths.get(slot, 0) for lengths in held] for slot in slots}
-        self._state = State(arena.parameters, sizes, self.on_disk)
+        self._state = State(arena.parameters, sizes, self.on_disk, arena.device)
 
     @property
     def forwards(self) -> int:
@@ -110,7 +111,7 @@ class FirstOrder:
         return 1
 
     @property
-    def state(self) -> Mapping[str, np.ndarray]:
+    def state(self) -> Mapping[str, Any]:
         """The arrays that steps change besides the weights; snapshots hold them."""
         return self._state.arrays
 
@@ -150,7 +151,7 @@ class FirstOrder:
         self.changed = False
         total = 0.0
 
-        def take(name: str, gradient: np.ndarray) -> None:
+        def take(name: str, gradient: Any) -> None:
             nonlocal total
             flat = gradient.reshape(-1)
             squares = rules.square_sum(flat, self.arena)
@@ -163,13 +164,13 @@ class FirstOrder:
             self._update(name, flat, float(lr), scale)
 
         draws = Draws(self.seed, number)
-        value = loss.descend(self.names(number), take, self.keeps, draws)
+        value = loss.descend(self.names(number), take, self.keep_products, draws)
         self._state.idle()
         if not math.isfinite(value):
             return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
         return Estimate(value, Record((np.float32(math.sqrt(total)),), lr))
 
-    def _update(self, name: str, gradient: np.ndarray, lr: float, scale: float) -> None:
+    def _update(self, name: str, gradient: Any, lr: float, scale: float) -> None:
         parameter, weights = self._parameters[name], self.arena.views[name].reshape(-1)
         if scale != 1:
             rules.scale(gradient, scale, self.arena)
@@ -190,12 +191,12 @@ def as_loss(loss: Callable[[], float]) -> Loss:
 
 
 class IpSgd(FirstOrder):
-    """SGD in place: no state, and nothing kept between the passes but one value per stage."""
+    """SGD in place: no state, and by default one value per stage is kept between the passes."""
 
     name = "ip-sgd"
     paper = rules.Sgd.paper
     rule = rules.Sgd
-    keeps = False
+    keep_products = Number(0.0, least=0, most=1)
 
 
 class Lomo(FirstOrder):
@@ -209,7 +210,7 @@ class Lomo(FirstOrder):
     name = "lomo"
     paper = "https://arxiv.org/abs/2306.09782"
     rule = rules.Sgd
-    keeps = False
+    keep_products = Number(0.0, least=0, most=1)
 
     @property
     def forwards(self) -> int:
@@ -220,14 +221,14 @@ class Lomo(FirstOrder):
         """Measures the gradient's norm, then goes down it."""
         total = 0.0
 
-        def measure(name: str, gradient: np.ndarray) -> None:
+        def measure(name: str, gradient: Any) -> None:
             nonlocal total
             total += rules.square_sum(gradient.reshape(-1), self.arena)
 
         given = as_loss(loss)
         self.changed = False
         draws = Draws(self.seed, number)
-        value = given.descend(self.names(number), measure, self.keeps, draws)
+        value = given.descend(self.names(number), measure, self.keep_products, draws)
         if not (math.isfinite(total) and math.isfinite(value)):
             return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
         return self.descend(number, given, lr, 1 / max(1.0, math.sqrt(total)))
@@ -239,7 +240,7 @@ class AdaLomo(FirstOrder):
     name = "adalomo"
     paper = rules.AdaLomo.paper
     rule = rules.AdaLomo
-    keeps = False
+    keep_products = Number(0.0, least=0, most=1)
 
 
 def _of(kind: type[rules.Rule]) -> type[FirstOrder]:

@@ -9,7 +9,6 @@ from edgezo_runtime.methods.directions import Everywhere
 from edgezo_runtime.methods.estimators import OneSidedSamples
 from edgezo_runtime.methods.options import Choice
 from edgezo_runtime.methods.rules import Sgd
-from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.noise import DISTRIBUTIONS
 
 
@@ -33,14 +32,12 @@ class Fzoo(Everywhere, OneSidedSamples, Sgd):
     paper = "https://arxiv.org/abs/2506.09034"
     lr = 1e-4
 
+    centred = True
     distribution = Choice("rademacher", DISTRIBUTIONS)
 
     @property
     def forwards(self) -> int:
         return self.samples + 1
-
-    def baseline(self, walk: Walk) -> float:
-        return walk.loss()
 
     def compared(self, here: float, losses: list[float]) -> list[float]:
         found = np.array(losses)

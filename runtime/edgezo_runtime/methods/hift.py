@@ -12,7 +12,7 @@ from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.methods.base import Estimate
 from edgezo_runtime.methods.first_order import FirstOrder
-from edgezo_runtime.methods.options import Choice, Whole
+from edgezo_runtime.methods.options import Choice, Number, Whole
 
 
 class Hift(FirstOrder):
@@ -31,7 +31,7 @@ class Hift(FirstOrder):
     """
 
     paper = "https://arxiv.org/abs/2401.15207"
-    keeps = False
+    keep_products = Number(0.0, least=0, most=1)
     on_disk = True
 
     order = Choice("bottom-up", ("bottom-up", "top-down", "random"))
@@ -48,7 +48,7 @@ class Hift(FirstOrder):
         self._rate = np.zeros(1, np.float32)  # of the present cycle
 
     @property
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Any]:
         return {**super().state, "rate": self._rate}
 
     @property

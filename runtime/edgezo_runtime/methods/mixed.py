@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +28,7 @@ class Mixed(FirstOrder):
     """
 
     rule = rules.Sgd
-    keeps: ClassVar[bool] = False
+    keep_products = Number(0.0, least=0, most=1)
 
     family = "hybrid"
     eps = Number(1e-3, above=0)

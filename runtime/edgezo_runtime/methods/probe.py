@@ -55,13 +55,13 @@ def find_rate(method: Method, losses: Sequence[Callable[[], float]]) -> Found:
         for move in (0.0, eps, -2 * eps):
             if move:
                 method.move(direction, move)
-            method.arena.settle()
+            method.arena.add()
             found.append(loss())
         method.move(direction, eps)
         here, higher, lower = found
         slopes.append((higher - lower) / (2 * eps))
         bends.append(abs(higher + lower - 2 * here) / (eps * eps))
-    method.arena.settle()
+    method.arena.add()
     slope = float(np.sqrt(np.mean(np.square(slopes))))
     curvature = max(float(np.mean(bends)), 2 * slope / eps)
     if not (math.isfinite(curvature) and slope > 0):

@@ -7,12 +7,12 @@ A method describes a step once, as moves between losses. What it computes from l
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from edgezo_runtime.arena import Arena
+from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.journal import SKIPPED, Record
 from edgezo_runtime.noise import AnyDirection
@@ -42,8 +42,11 @@ class Walk(abc.ABC):
         self.skipped = False
 
     @abc.abstractmethod
-    def loss(self) -> float:
-        """Returns the loss at the arena's present weights; NaN in a replay."""
+    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
+        """Returns the loss at the arena's present weights; NaN in a replay.
+
+        `ahead` is what will be added before each of the losses that follow, as far as it is known.
+        """
 
     @abc.abstractmethod
     def slope(self, direction: AnyDirection) -> float:
@@ -79,8 +82,9 @@ class Measured(Walk):
         self._scalars: tuple[np.float32, ...] = ()
         self._flags = 0
 
-    def loss(self) -> float:
-        self._arena.settle()
+    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
+        self._arena.add()
+        self._arena.foresee(ahead)
         self.losses.append(self._loss())
         return self.losses[-1]
 
@@ -121,7 +125,7 @@ class Replayed(Walk):
         self._record = record
         self._next = 0
 
-    def loss(self) -> float:
+    def loss(self, ahead: Sequence[Sequence[Term]] = ()) -> float:
         return float("nan")
 
     def slope(self, direction: AnyDirection) -> float:
