@@ -5,14 +5,14 @@ python benchmarks/cuda.py [--model smollm2] [--opt FOLDER ...] [--json] [--recor
 PyTorch runs the published MeZO loop, and once more with edgezo's own sweep over its parameters, so
 that what the runtime gains is seen apart from what the noise does. All take turns in one process;
 every figure is a median. PyTorch's models have the same weights. Folders of `weightless.py` are
-filled with random weights; what two copies of leaves no room for runs without PyTorch.
+filled with random weights; what two copies of leaves no room for runs without PyTorch. What does
+not fit at all is measured by `offload.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,22 +22,18 @@ from typing import Any
 
 import click
 import numpy as np
+from card import described, filled, row, tell, token_batch, used
 from recording import record
 
-from edgezo.bench.machine import commit, versions
 from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime.arena import Arena, Term
-from edgezo_runtime.batch import Batch, TokenLoss
-from edgezo_runtime.bundle import Bundle, Manifest, Parameter
+from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import Direction
-from edgezo_runtime.select import FULL
-from edgezo_runtime.text import TOKENIZER
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
-from edgezo_runtime.weights import Weights
 
 SWEPT_BYTES = 1 << 31
 EPS = 1e-3
@@ -65,23 +61,14 @@ def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     card = open_device("cuda")
     torch: Any = importlib.import_module("torch")
-    found = {
-        "card": torch.cuda.get_device_name(0),
-        "driver": _driver(card),
-        "versions": versions("onnxruntime-gpu", "torch", "transformers", "cupy-cuda13x"),
-        "commit": commit("benchmarks/results"),
-    }
+    found = described(card) | {"card": torch.cuda.get_device_name(0)}
     runs = [lambda: sweeps(card, rounds), lambda: classifying(bundle_for(model), rounds)]
-    for folder in folders:
-        if not (folder / TOKENIZER).exists():  # nothing is read with it, but a model has one
-            shutil.copyfile(bundle_for(model) / TOKENIZER, folder / TOKENIZER)
-        runs.append(lambda folder=folder: modelling(folder, rounds))
+    runs += [lambda folder=folder: modelling(folder, rounds) for folder in folders]
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for row in run():
-            rows.append(row | found)
-            peer = "" if row["peer_value"] is None else f" (peer {row['peer_value']:g})"
-            click.echo(f"{row['figure']} {row['shape']}: {row['value']:g} {row['unit']}{peer}")
+        for one in run():
+            rows.append(one | found)
+            tell(one)
         card.xp.get_default_memory_pool().free_all_blocks()
     if keep:
         record("cuda", rows)
@@ -105,7 +92,7 @@ def sweeps(card: Device, rounds: int) -> list[dict[str, Any]]:
             steps = [Term(Direction(0, 1, i), np.float32(EPS)) for i in range(terms)]
             sweep = _card_time(card, lambda a=arena, t=steps: a.add(*t), rounds)
             shape_text = f"{dtype}, 2 GiB, {terms} term" + "s" * (terms > 1)
-            rows.append(_row("sweep_bandwidth_ratio", shape_text, 2 * copy / sweep, "", None))
+            rows.append(row("sweep_bandwidth_ratio", shape_text, 2 * copy / sweep, "", None))
         del arena, buffer, whole
     return rows
 
@@ -131,12 +118,9 @@ def classifying(folder: Path, rounds: int) -> list[dict[str, Any]]:
 def modelling(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Returns the times of MeZO steps on the loss of every token, float16, random weights."""
     card = open_device("cuda")
-    bare = _used(card)
-    path = folder / "edgezo.json"
-    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), path)
-    weights = Weights(Bundle(folder, manifest), FULL, card)
-    fill(weights)
-    model = Model(weights)
+    bare = used(card)
+    model = filled(folder, card)
+    weights = model.weights
     name = folder.name.split(".graphs")[0]
     free = card.xp.cuda.Device().mem_info[0]
     large = free < 1.5 * weights.arena.nbytes
@@ -148,33 +132,14 @@ def modelling(folder: Path, rounds: int) -> list[dict[str, Any]]:
         if peer is None:
             forward, step, ratio = alone(model, batch, rounds)
             rows += [
-                _row(f"{name}_step_s", text, step / 1e3, "s", None),
-                _row(f"{name}_step_ratio", text, step / (2 * forward), "", None),
-                _row("memory_ratio", f"{name}, {text}", ratio, "", None),
-                _row(f"{name}_peak_gib", text, (_used(card) - bare) / 2**30, "GiB", None),
+                row(f"{name}_step_s", text, step / 1e3, "s", None),
+                row(f"{name}_step_ratio", text, step / (2 * forward), "", None),
+                row("memory_ratio", f"{name}, {text}", ratio, "", None),
+                row(f"{name}_peak_gib", text, (used(card) - bare) / 2**30, "GiB", None),
             ]
         else:
             rows += compared(f"{name}_", text, model, batch, peer, rounds)
     return rows
-
-
-def fill(weights: Weights) -> None:
-    """Draws weights at random on the card: norms about one, the others about 0.02."""
-    card = weights.device
-    cupy = card.xp
-    generator = cupy.random.default_rng(0)
-    with card.stream:  # type: ignore[attr-defined]
-        for parameter in weights.arena.parameters:
-            view = weights.arena.views[parameter.name]
-            flat = view.reshape(-1)
-            for start in range(0, flat.size, 1 << 26):
-                piece = flat[start : start + (1 << 26)]
-                drawn = generator.standard_normal(piece.size, dtype=np.float32)
-                piece[...] = (0.02 * drawn + (parameter.kind == "norm" and view.ndim == 1)).astype(
-                    piece.dtype
-                )
-    card.stream.synchronize()  # type: ignore[attr-defined]
-    cupy.get_default_memory_pool().free_all_blocks()  # what was drawn is not the model's
 
 
 def opt_model(model: Model) -> Any:
@@ -197,15 +162,6 @@ def opt_model(model: Model) -> Any:
         return transformers.OPTForCausalLM(config).to(torch.float16)
 
 
-def token_batch(model: Model, rows: int, tokens: int) -> Batch:
-    """Returns random tokens, each of which is to be predicted from those before it."""
-    vocabulary = max(p.shape[0] for p in model.bundle.manifest.parameters if p.kind == "embedding")
-    ids = np.random.default_rng(0).integers(5, vocabulary, (rows, tokens))
-    places = np.arange(rows * tokens).reshape(rows, tokens)[:, :-1].ravel()
-    targets = ids[:, 1:].ravel()
-    return Batch(ids, np.ones_like(ids), places, targets, np.zeros(1, np.int64), TokenLoss(rows))
-
-
 def compared(
     name: str, shape: str, model: Model, batch: Any, peer: Peer, rounds: int
 ) -> list[dict[str, Any]]:
@@ -215,12 +171,12 @@ def compared(
     runs = (loss, step, peer.loss, peer.step, peer.step_with_our_sweep)
     forward, ours, theirs, published, mixed = _interleaved(model, runs, rounds)
     return [
-        _row(f"{name}forward_ms", shape, forward, "ms", theirs),
-        _row(f"{name}step_ms", shape, ours, "ms", published),
-        _row(f"{name}step_ms_with_our_sweep", shape, ours, "ms", mixed),
-        _row(f"{name}step_ratio", shape, ours / (2 * forward), "", published / (2 * theirs)),
-        _row(f"{name}speedup", shape, published / ours, "x", None),
-        _row(f"{name}speedup_with_our_sweep", shape, mixed / ours, "x", None),
+        row(f"{name}forward_ms", shape, forward, "ms", theirs),
+        row(f"{name}step_ms", shape, ours, "ms", published),
+        row(f"{name}step_ms_with_our_sweep", shape, ours, "ms", mixed),
+        row(f"{name}step_ratio", shape, ours / (2 * forward), "", published / (2 * theirs)),
+        row(f"{name}speedup", shape, published / ours, "x", None),
+        row(f"{name}speedup_with_our_sweep", shape, mixed / ours, "x", None),
     ]
 
 
@@ -229,10 +185,10 @@ def alone(model: Model, batch: Any, rounds: int) -> tuple[float, float, float]:
     loss, step = _ours(model, batch)
     for _ in range(3):
         loss()
-    inference = _used(model.device)
+    inference = used(model.device)
     for _ in range(3):
         step()
-    tuning = _used(model.device)
+    tuning = used(model.device)
     forward, ours = _interleaved(model, (loss, step), rounds)
     return forward, ours, tuning / inference
 
@@ -341,12 +297,6 @@ class Peer:
         move(EPS - 0.0 * slope)
 
 
-def _used(card: Device) -> int:
-    """Returns the card's memory in use, in bytes; ONNX Runtime keeps what it once had."""
-    free, total = card.xp.cuda.Device().mem_info
-    return total - free
-
-
 def _card_time(card: Device, run: Callable[[], object], rounds: int) -> float:
     """Returns the median milliseconds that `run` keeps the card busy."""
     cupy = card.xp
@@ -361,22 +311,6 @@ def _card_time(card: Device, run: Callable[[], object], rounds: int) -> float:
         ended.synchronize()
         times.append(cupy.cuda.get_elapsed_time(began, ended))
     return median(times[2:])
-
-
-def _row(figure: str, shape: str, value: float, unit: str, peer: float | None) -> dict[str, Any]:
-    rounded = None if peer is None else round(peer, 4)
-    return {
-        "figure": figure,
-        "shape": shape,
-        "value": round(value, 4),
-        "unit": unit,
-        "peer_value": rounded,
-    }
-
-
-def _driver(card: Device) -> str:
-    version = card.xp.cuda.runtime.driverGetVersion()
-    return f"CUDA {version // 1000}.{version % 1000 // 10}"
 
 
 if __name__ == "__main__":

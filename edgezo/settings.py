@@ -74,7 +74,8 @@ class Settings:
         prefix_cache: precision in which the outputs of the frozen lower layers are kept on disk,
             ``"float32"`` or ``"float16"``; None: they are computed in every step.
         snapshot_every: steps between snapshots; 0: none.
-        device: what it runs on: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second card.
+        device: what it runs on: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for the second card, or
+            ``"cuda-offload"`` for a model that does not fit on it.
         threads: of ONNX Runtime and the sweeps; None: all cores.
     """
 

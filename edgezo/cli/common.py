@@ -22,7 +22,9 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
 )
 device_option = click.option(
-    "--device", help="cpu, cuda, or cuda:1 for the second card.  [default: cpu]"
+    "--device",
+    help="cpu, cuda, cuda:1 for the second card, or cuda-offload, which leaves the weights in the "
+    "host's memory.  [default: cpu]",
 )
 
 

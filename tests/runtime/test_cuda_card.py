@@ -14,6 +14,7 @@ from layered_bundle import rows_for_layered, write_layered
 from runtime_helpers import contents, fill
 from steps_on_devices import DIFFERENTIATING, check_agreement, check_resume
 from test_vectors import ARENAS, after, arena_of, check, terms_of
+from tied_bundle import rows_for_tied, write_tied
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import ArrayBatch
@@ -203,3 +204,41 @@ def test_updates_have_the_cpu_s_bits(card: Device) -> None:
             kept = {slot: device.host(array).tobytes() for slot, array in state.arrays.items()}
             found.append((contents(arena), kept))
         assert found[0] == found[1], kind.name
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options", "tune"),
+    [
+        ("mezo", "float32", {}, "full"),
+        ("mezo", "float16", {}, "full"),
+        ("mezo", "float16", {}, "layers.2*,layers.3*"),
+        ("fzoo", "float32", {"samples": 16}, "full"),
+        ("fzoo", "float32", {"samples": 16}, "layers.2*,layers.3*"),
+    ],
+)
+def test_weights_that_pass_through_the_card(
+    card: Device, tmp_path: Path, name: str, dtype: str, options: dict[str, Any], tune: str
+) -> None:
+    """The losses are those of weights on the card, within rounding; what was done replays."""
+    folder = write_tied(tmp_path / "tied", dtype, width=1280)
+    models = [load(folder, device=d, tune=tune) for d in ("cuda-offload", "cuda")]
+    model, resident = models
+    method = make(name, model.arena, 7, {"weight_decay": 0.1, **options})
+    tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
+    near = 1e-4 if dtype == "float32" else 2e-2
+    for step in range(12):
+        batch = rows_for_tied(64, step)
+        tuning.step(functools.partial(model.loss, batch), np.float32(1e-4))
+        if step % 5:
+            continue
+        expected = Weights(open_bundle(folder), tune, card)
+        Tuning(expected, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
+        for target, source in zip(
+            resident.arena.buffers.values(), expected.arena.buffers.values(), strict=True
+        ):
+            target[...] = source
+        assert model.loss(batch) == pytest.approx(resident.loss(batch), abs=near)
+    for device in (CpuDevice(4), card, open_device("cuda-offload")):
+        other = Weights(open_bundle(folder), tune, device)
+        Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
+        assert contents(model.arena) == contents(other.arena)

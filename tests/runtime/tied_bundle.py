@@ -13,16 +13,16 @@ from runtime_helpers import write_bundle
 
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 
-ROWS, WIDTH, LAYERS = 150, 80, 4
+ROWS, LAYERS = 150, 4
 
 
-def write_tied(folder: Path, dtype: str = "float32") -> Path:
+def write_tied(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
     """Writes the bundle into `folder`, which it returns."""
     rng = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {"table": (ROWS, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {"table": (ROWS, width)}
     for number in range(LAYERS):
-        shapes |= {f"layers.{number}.w": (WIDTH, WIDTH), f"layers.{number}.b": (WIDTH,)}
-    tensors = {n: (rng.normal(size=s) / WIDTH**0.5).astype(dtype) for n, s in shapes.items()}
+        shapes |= {f"layers.{number}.w": (width, width), f"layers.{number}.b": (width,)}
+    tensors = {n: (rng.normal(size=s) / width**0.5).astype(dtype) for n, s in shapes.items()}
     write_bundle(folder, tensors)
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
     data = [helper.make_tensor_value_info(n, TensorProto.INT64, ["rows"]) for n in ("x", "targets")]

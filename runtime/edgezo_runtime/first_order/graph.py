@@ -124,7 +124,7 @@ class Graph:
         self.column_row = float(metadata.get(COLUMN_ROW_KEY, "1"))
         fed = ports[wire.GRAPH_INPUT] if COLUMN_ROW_KEY in metadata else []
         self.uniforms = tuple(name for name in fed if name.endswith(_UNIFORM))
-        self.made_by = {name: node for node in self.nodes for name in node.outputs}
+        self.made_by = _makers(self.nodes)
 
     def needed(self, outputs: Iterable[str], given: Collection[str] = ()) -> list[Node]:
         """Returns the nodes that compute `outputs`, in order, from what is `given` and inputs."""
@@ -156,7 +156,7 @@ class Graph:
                 gone.update(node.outputs)
         smaller = copy.copy(self)
         smaller.nodes = nodes
-        smaller.made_by = {name: node for node in nodes for name in node.outputs}
+        smaller.made_by = _makers(nodes)
         return smaller
 
     def piece(self, outputs: Sequence[str], given: Collection[str]) -> Piece:
@@ -193,6 +193,11 @@ class Graph:
             tuple((name, names[name]) for name in inputs),
             tuple((name, names[name]) for name in outputs),
         )
+
+
+def _makers(nodes: Iterable[Node]) -> dict[str, Node]:
+    """Returns the node of each value; what a node leaves out is called nothing and is no value."""
+    return {name: node for node in nodes for name in node.outputs if name}
 
 
 def _node(payload: memoryview) -> Node:
