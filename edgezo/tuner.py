@@ -20,6 +20,7 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.first_order.loss import BatchLoss
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import JournalWriter
 from edgezo_runtime.methods import make
 from edgezo_runtime.methods.first_order import FirstOrder

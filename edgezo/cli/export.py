@@ -55,6 +55,12 @@ Stage = Callable[[Path, Path], None]
 @click.option("--quantize", metavar="FORMAT", help="Make the linear layers int4 or int8.")
 @click.option("--block", type=int, help="Of int4: weights that share a scale, 32 or 128.")
 @click.option("--gradients", is_flag=True, help="Add grad.onnx, for the first-order methods.")
+@click.option(
+    "--column-row",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="FRACTION",
+    help="Of --gradients: estimate those of linear layers from this fraction of the tokens.",
+)
 @click.option("--tangents", is_flag=True, help="Add tangent.onnx, for forward-grad.")
 @as_json
 def command(
@@ -70,6 +76,7 @@ def command(
     quantize: str | None,
     block: int | None,
     gradients: bool,
+    column_row: float | None,
     tangents: bool,
     as_json: bool,
     **adapter: Any,
@@ -91,6 +98,8 @@ def command(
         raise InputError("--quantize is for checkpoints and bundles: leave it out for .onnx files")
     if source.suffix != ".onnx" and (output or loss or labels):
         raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
+    if column_row is not None and not gradients:
+        raise InputError("--column-row is for --gradients: give both, or leave it out")
     default = {"name": task} if task else None
     stages: list[Stage] = []
     if source.suffix == ".onnx":
@@ -103,9 +112,11 @@ def command(
             stages.append(lambda s, o: export_quantized(s, o, quantize, block))
         if request is not None:
             stages.append(lambda s, o: export_adapted(s, o, request))
-    for wanted, name in ((gradients, GRADIENTS), (tangents, TANGENTS)):
-        if wanted:
-            stages.append(functools.partial(export_derived, name=name))
+    if gradients:
+        fraction = 1.0 if column_row is None else column_row
+        stages.append(functools.partial(export_derived, name=GRADIENTS, column_row=fraction))
+    if tangents:
+        stages.append(functools.partial(export_derived, name=TANGENTS))
     run_stages(source, out, stages)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
@@ -151,7 +162,7 @@ def run_stages(source: Path, out: Path, stages: Sequence[Stage]) -> None:
             source = made
 
 
-def export_derived(source: Path, out: Path, name: str) -> None:
+def export_derived(source: Path, out: Path, name: str, column_row: float = 1.0) -> None:
     """Adds the graph of derivatives `name` to the bundle `source`."""
     try:
         from edgezo_export.gradients.bundle import add_to_bundle
@@ -159,7 +170,7 @@ def export_derived(source: Path, out: Path, name: str) -> None:
         raise EdgezoError(
             f"graphs of derivatives need {error.name}: run `pip install 'edgezo[onnx]'`"
         ) from error
-    add_to_bundle(open_bundle(source), out, name)
+    add_to_bundle(open_bundle(source), out, name, column_row)
 
 
 def export_adapted(source: Path, out: Path, request: Mapping[str, Any]) -> None:

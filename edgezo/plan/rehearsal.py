@@ -25,6 +25,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.draws import Draws
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.memory import peak_bytes
@@ -224,7 +225,11 @@ class _Free:
         return 0.0, 1e-3
 
     def descend(
-        self, names: Sequence[str], take: Callable[[str, np.ndarray], None], keep: float = 0
+        self,
+        names: Sequence[str],
+        take: Callable[[str, np.ndarray], None],
+        keep: float,
+        draws: Draws,
     ) -> float:
         self.passes += 1
         for name in names:

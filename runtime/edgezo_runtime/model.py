@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from edgezo_runtime.batch import BaseBatch, Outputs
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
@@ -209,7 +212,14 @@ class Model:
         outputs = self.start(batch)
         return lambda: batch.objective.loss(outputs())
 
-    def descend(self, batch: BaseBatch, names: Sequence[str], take: Taker, keep: float) -> float:
+    def descend(
+        self,
+        batch: BaseBatch,
+        names: Sequence[str],
+        take: Taker,
+        keep: float,
+        draws: Draws = NO_RUN,
+    ) -> float:
         """Gives `take` the gradients of the mean loss of `batch`; see `GradientSession.run`.
 
         Args:
@@ -217,6 +227,7 @@ class Model:
             names: of the weights to differentiate by.
             take: called once for each.
             keep: how much is kept between the passes; see `stages.plan`.
+            draws: names the numbers by which rows are chosen, where gradients are estimated.
         """
         self.weights.settle()
         if keep not in self._gradients:
@@ -225,13 +236,21 @@ class Model:
         session = self._gradients[keep]
         with self.device.queue:  # so is what `take` does
             if isinstance(batch, PartedBatch):
-                return batch.descend(lambda part, add: self._run(session, part, names, add), take)
-            return self._run(session, batch, names, take)
+                parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
+                return batch.descend(
+                    lambda part, add: self._run(session, part, names, add, next(parts)), take
+                )
+            return self._run(session, batch, names, take, draws)
 
     def _run(
-        self, session: GradientSession, batch: BaseBatch, names: Sequence[str], take: Taker
+        self,
+        session: GradientSession,
+        batch: BaseBatch,
+        names: Sequence[str],
+        take: Taker,
+        draws: Draws,
     ) -> float:
-        return session.run(batch, names, take, self._resident.found(batch.feeds()))
+        return session.run(batch, names, take, self._resident.found(batch.feeds()), draws)
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""

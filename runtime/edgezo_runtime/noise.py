@@ -49,6 +49,7 @@ class Purpose(enum.IntEnum):
     RIGHT = 35  # its factor that stays for some steps
     CORE = 36  # a direction within a subspace
     BASIS = 37  # the subspace
+    ROWS = 38  # which rows a gradient is estimated from
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from edgezo_export.adapters.lora import add_lora
 from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
 from edgezo_export.bundle_writer import link_or_copy, new_folder
-from edgezo_export.gradients.bundle import DERIVED
+from edgezo_export.gradients.bundle import DERIVED, derived_again
 from edgezo_export.lean.make import lean_graph
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_runtime.bundle import (
@@ -81,7 +81,7 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         adapter={"kind": kind, **settings},
     )
     for name in [name for name in DERIVED if name in manifest.files]:
-        graphs[name] = DERIVED[name](graphs[GRAPH], manifest)
+        graphs[name] = derived_again(name, bundle, graphs[GRAPH], manifest)
         digest = hashlib.sha256(graphs[name]).hexdigest()
         manifest = dataclasses.replace(manifest, files={**manifest.files, name: digest})
     return Bundle(bundle.folder, manifest, graphs)

@@ -24,8 +24,8 @@ def _matmul(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) ->
         tape.give(left, _batch_sum(tape, product, output, left))
     if tape.wants(right):
         if right_rank == 2:
-            flat = tape.op("Gemm", tape.flat(dy, output), tape.flat(left, left), transA=1)
-            tape.give(right, tape.swapped(flat, 2))
+            x, dy = tape.rows(node, right, tape.flat(left, left), tape.flat(dy, output))
+            tape.give(right, tape.swapped(tape.op("Gemm", dy, x, transA=1), 2))
         else:
             # Computed transposed: what was multiplied with is a Transpose more often than not.
             product = tape.op("MatMul", tape.swapped(dy, output_rank), left)
@@ -57,7 +57,8 @@ def _gemm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> N
         da = product(b, dy, flip_b, True) if flip_a else product(dy, b, False, not flip_b)
         tape.give(a, da)
     if tape.wants(b):
-        db = product(dy, a, True, flip_a) if flip_b else product(a, dy, not flip_a, False)
+        x, dy_rows = tape.rows(node, b, tape.swapped(a, 2) if flip_a else a, dy)
+        db = product(dy_rows, x, True, False) if flip_b else product(x, dy_rows, True, False)
         tape.give(b, db)
     if rest and rest[0] is not None and tape.wants(rest[0]):
         scaled = dy if beta == 1 else tape.op("Mul", dy, tape.number(beta))

@@ -52,8 +52,7 @@ def _mean(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> N
         count = tape.size_of(x, axes[0])
         for axis in axes[1:]:
             count = tape.op("Mul", count, tape.size_of(x, axis))
-        floats = tape.op("Cast", count, to=int(ir.DataType.FLOAT))
-        floats.type = ir.TensorType(ir.DataType.FLOAT)
+        floats = tape.cast(count, ir.DataType.FLOAT)
         share = tape.op("Div", kept, tape.op("Squeeze", floats))
     base = _squared(x)
     if base is None:

@@ -16,10 +16,14 @@ class Tape(Writer):
     Args:
         graph: the forward pass.
         active: the values whose cotangents are needed.
+
+    Attributes:
+        inputs: what the backward pass takes besides cotangents.
     """
 
     def __init__(self, graph: ir.Graph, active: Set[ir.Value]) -> None:
         super().__init__(graph, "backward")
+        self.inputs: list[ir.Value] = []
         self._active = active
         self._cotangents: dict[ir.Value, ir.Value] = {}
 
@@ -39,6 +43,19 @@ class Tape(Writer):
     def take(self, value: ir.Value) -> ir.Value | None:
         """Returns what was given to `value` so far, which then has nothing."""
         return self._cotangents.pop(value, None)
+
+    def rows(
+        self, product: ir.Node, weight: ir.Value, x: ir.Value, dy: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """Returns the rows of `x` and `dy` whose products add up to a weight's gradient: all.
+
+        Args:
+            product: of rows and a weight.
+            weight: its operand.
+            x: the rows that it was multiplied with, (rows, inputs).
+            dy: the cotangent of the product, (rows, outputs).
+        """
+        return x, dy
 
     def beside(self, cotangent: ir.Value, value: ir.Value, axis: int) -> ir.Value:
         """Returns `cotangent` with the sizes of `value`, but as long along `axis` as it has to be.

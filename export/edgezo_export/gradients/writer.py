@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from edgezo_runtime.errors import InputError
 
-_COMPUTED_WHOLE = ("Shape", "NonZero")  # int64 whatever they take
-_COMPUTED_BOOL = ("Equal", "Greater", "Not")
+_COMPUTED_WHOLE = ("Shape", "NonZero", "ArgMin")  # int64 whatever they take
+_COMPUTED_BOOL = ("Equal", "Greater", "Less", "Not")
 Dims = Sequence[int | str | None]
 
 
@@ -45,8 +45,14 @@ class Writer:
         self.nodes.append(node)
         for i, value in enumerate(node.outputs):
             value.name = f"{self._prefix}.{len(self.nodes)}" + (f".{i}" if i else "")
-            value.type = ir.TensorType(_dtype(operator, inputs))
+            value.type = ir.TensorType(_dtype(operator, inputs, i))
         return node.outputs
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Returns `value` in another dtype."""
+        cast = self.op("Cast", value, to=int(dtype))
+        cast.type = ir.TensorType(dtype)
+        return cast
 
     def named(self, value: ir.Value, name: str) -> ir.Value:
         """Returns `value` under another name."""
@@ -196,8 +202,8 @@ def _sizes(inputs: Sequence[ir.Value]) -> Mapping[str | None, tuple[ir.Value, in
     return found
 
 
-def _dtype(operator: str, inputs: Sequence[ir.Value | None]) -> ir.DataType:
-    if operator in _COMPUTED_WHOLE:
+def _dtype(operator: str, inputs: Sequence[ir.Value | None], output: int) -> ir.DataType:
+    if operator in _COMPUTED_WHOLE or (operator, output) == ("TopK", 1):
         return ir.DataType.INT64
     if operator in _COMPUTED_BOOL:
         return ir.DataType.BOOL

@@ -14,11 +14,14 @@ from edgezo_runtime import wire
 
 #: Where the graph's metadata keeps the names of the values at which it can be cut, as JSON.
 CUTS_KEY = "edgezo.cuts"
+#: Where it keeps the fraction of the rows that gradients are estimated from, if that is not 1.
+COLUMN_ROW_KEY = "edgezo.column_row"
 
 _MODEL_METADATA, _ENTRY_KEY, _ENTRY_VALUE = 14, 1, 2
 _NODE_NAME, _NODE_METADATA, _NODE_DOC = 3, 9, 6
 _UNTOLD = (_NODE_NAME, _NODE_METADATA, _NODE_DOC)  # what two equal nodes may differ in
 _VALUE_TYPE = 2
+_UNIFORM = ".uniform"
 
 
 def cotangent_of(name: str) -> str:
@@ -34,6 +37,11 @@ def gradient_of(name: str) -> str:
 def tangent_of(name: str) -> str:
     """Returns the name of the derivative of the weight or value `name` along a direction."""
     return f"{name}.tangent"
+
+
+def uniform_of(name: str) -> str:
+    """Returns the name of the numbers by which rows of the product `name` are chosen."""
+    return name + _UNIFORM
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ class Graph:
         outputs: names of its outputs.
         described: names of the values whose type the graph says.
         cuts: the values at which it can be cut, in the order of the forward pass.
+        uniforms: names of the inputs that hold numbers by which rows are chosen, in their order.
+        column_row: the fraction of the rows that gradients are estimated from.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -111,6 +121,9 @@ class Graph:
         self.outputs = tuple(ports[wire.GRAPH_OUTPUT])
         self.described = self._types.keys()
         self.cuts: tuple[str, ...] = tuple(json.loads(metadata.get(CUTS_KEY, "[]")))
+        self.column_row = float(metadata.get(COLUMN_ROW_KEY, "1"))
+        fed = ports[wire.GRAPH_INPUT] if COLUMN_ROW_KEY in metadata else []
+        self.uniforms = tuple(name for name in fed if name.endswith(_UNIFORM))
         self.made_by = _makers(self.nodes)
 
     def needed(self, outputs: Iterable[str], given: Collection[str] = ()) -> list[Node]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import Taker
 from edgezo_runtime.first_order.tangents import FORWARDS
 from edgezo_runtime.model import Model
@@ -39,10 +40,12 @@ class BatchLoss:
         self.forwards += 1
         return self._model.later(self._batch)
 
-    def descend(self, names: Sequence[str], take: Taker, keep: float = 0) -> float:
+    def descend(
+        self, names: Sequence[str], take: Taker, keep: float = 0, draws: Draws = NO_RUN
+    ) -> float:
         """Gives `take` the gradient by each of the weights `names`, and returns its loss."""
         self.forwards += 1
-        return self._model.descend(self._exact, names, take, keep)
+        return self._model.descend(self._exact, names, take, keep, draws)
 
     def derivative(self, direction: AnyDirection) -> tuple[float, float]:
         """Returns the loss, in nats, and its derivative along a direction."""

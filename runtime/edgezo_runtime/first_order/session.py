@@ -11,10 +11,13 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import GRADIENTS, Bundle
 from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
 from edgezo_runtime.first_order.pieces import Pieces, Values, bind_weights, fed
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import Plan, plan
+
+_MOST_DRAWS = 1 << 16  # of a product
 
 #: Takes a weight's name and its gradient, on the weights' device, which is the taker's to change.
 Taker = Callable[[str, Any], None]
@@ -54,6 +57,7 @@ class GradientSession:
         names: Sequence[str],
         take: Taker,
         given: Mapping[str, np.ndarray] | None = None,
+        draws: Draws = NO_RUN,
     ) -> float:
         """Gives `take` the gradients of the batch's mean loss by the weights `names`.
 
@@ -65,6 +69,7 @@ class GradientSession:
             names: of trained float32 weights.
             take: called once for each; not at all if the loss is not finite.
             given: what is known of the batch already: values below all that is differentiated.
+            draws: names the numbers by which rows are chosen, where gradients are estimated.
 
         Returns:
             The mean loss of the batch, in nats.
@@ -88,7 +93,12 @@ class GradientSession:
         for name, cotangent in batch.objective.cotangents(outputs).items():
             values.give(cotangent_of(name), fed(cotangent))
         weights = {gradient_of(name): name for name in names}
+        count = min(max(array.size for array in batch.feeds().values()), _MOST_DRAWS)
+        products = {name: number for number, name in enumerate(self._graph.uniforms)}
         for piece in chosen.backward:
+            for name in products.keys() & {name for name, _ in piece.inputs}:
+                drawn = draws.uniform(products[name], len(products), count)
+                values.give(name, fed(drawn))
             self._pieces.run(piece, values)
             for name, _ in piece.outputs:
                 if name in weights:

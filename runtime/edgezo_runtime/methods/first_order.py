@@ -13,6 +13,7 @@ from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import GRADIENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
+from edgezo_runtime.first_order.draws import Draws
 from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import SKIPPED, Record
 from edgezo_runtime.methods.base import Estimate
@@ -25,7 +26,11 @@ class Loss(Protocol):
     def __call__(self) -> float: ...
 
     def descend(
-        self, names: Sequence[str], take: Callable[[str, Any], None], keep: float = 0
+        self,
+        names: Sequence[str],
+        take: Callable[[str, Any], None],
+        keep: float,
+        draws: Draws,
     ) -> float: ...
 
 
@@ -158,7 +163,8 @@ class FirstOrder:
             self.changed = True
             self._update(name, flat, float(lr), scale)
 
-        value = loss.descend(self.names(number), take, self.keep_products)
+        draws = Draws(self.seed, number)
+        value = loss.descend(self.names(number), take, self.keep_products, draws)
         self._state.idle()
         if not math.isfinite(value):
             return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
@@ -221,7 +227,8 @@ class Lomo(FirstOrder):
 
         given = as_loss(loss)
         self.changed = False
-        value = given.descend(self.names(number), measure, self.keep_products)
+        draws = Draws(self.seed, number)
+        value = given.descend(self.names(number), measure, self.keep_products, draws)
         if not (math.isfinite(total) and math.isfinite(value)):
             return Estimate(value, Record((np.float32(0),), lr, SKIPPED))
         return self.descend(number, given, lr, 1 / max(1.0, math.sqrt(total)))
