@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,6 +104,42 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def bind_output(self, binding: Any, name: str) -> None:
         """Lets the output `name` stay in the device's memory."""
+
+    def handle(self, array: Any, dtype: Dtype) -> Any:
+        """Returns a device's `array` as `run` takes it, over the same memory."""
+        return self.binder(array, dtype)
+
+    def run(
+        self,
+        session: Any,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str],
+        on_host: Collection[str] = (),
+    ) -> list[Any]:
+        """Runs `session` and keeps nothing of it.
+
+        Args:
+            session: of `open_session`.
+            feeds: by input: OrtValues, and what `handle` gave.
+            outputs: the names of those that are wanted.
+            on_host: the names of those that the device's memory is not meant for.
+
+        Returns:
+            OrtValues of the outputs.
+        """
+        binding = session.io_binding()  # a fresh one: it would keep these values alive
+        for name, value in feeds.items():
+            if callable(value):
+                value(binding, name)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            if name in on_host:
+                binding.bind_output(name)
+            else:
+                self.bind_output(binding, name)
+        session.run_with_iobinding(binding)
+        return binding.get_outputs()
 
     @abc.abstractmethod
     def adopt(self, value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import Bundle
-from edgezo_runtime.devices import Binder, Device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.graph import Piece
 from edgezo_runtime.ort import onnxruntime
@@ -36,20 +36,12 @@ class Pieces:
             EdgezoError: ONNX Runtime failed.
         """
         session, sizes = self._session(piece.model)
-        binding = session.io_binding()  # a fresh one: it would keep these values alive
+        feeds = {own: values.get(name) for name, own in piece.inputs}
         try:
-            for name, own in piece.inputs:
-                values.bind(name, binding, own)
-            for _, own in piece.outputs:
-                if own in sizes:
-                    binding.bind_output(own)
-                else:
-                    self._device.bind_output(binding, own)
-            session.run_with_iobinding(binding)
+            made = self._device.run(session, feeds, [own for _, own in piece.outputs], sizes)
         except Exception as error:
             raise EdgezoError(f"ONNX Runtime failed on a gradient: {error}") from error
-        made = binding.get_outputs()
-        del binding
+        del feeds
         values.done([name for name, _ in piece.outputs], made)
 
     def _session(self, model: bytes) -> tuple[Any, set[str]]:
@@ -70,13 +62,11 @@ class Values:
 
     Args:
         device: where they lie.
-        given: bind weights and data, which stay.
+        given: weights and data, which stay; see `Device.run`.
         pieces: in the order in which they run.
     """
 
-    def __init__(
-        self, device: Device, given: Mapping[str, Binder], pieces: Sequence[Piece]
-    ) -> None:
+    def __init__(self, device: Device, given: Mapping[str, Any], pieces: Sequence[Piece]) -> None:
         self._device = device
         self._given = dict(given)
         self._made: dict[str, Any] = {}
@@ -85,16 +75,13 @@ class Values:
         }
         self._ran = 0
 
-    def bind(self, name: str, binding: Any, own: str) -> None:
-        """Binds the input `own` of a piece to the value `name`."""
-        if name in self._given:
-            self._given[name](binding, own)
-        else:
-            binding.bind_ortvalue_input(own, self._made[name])
+    def get(self, name: str) -> Any:
+        """Returns the value `name`, as `Device.run` takes it."""
+        return self._given[name] if name in self._given else self._made[name]
 
-    def give(self, name: str, binder: Binder) -> None:
+    def give(self, name: str, value: Any) -> None:
         """Adds a value that stays."""
-        self._given[name] = binder
+        self._given[name] = value
 
     def host(self, name: str) -> np.ndarray:
         """Returns what a piece made as NumPy's array."""
@@ -112,10 +99,10 @@ class Values:
         self._ran += 1
 
 
-def bind_weights(bundle: Bundle, weights: Mapping[str, Any], device: Device) -> dict[str, Binder]:
-    """Returns what binds each parameter of `bundle` to the memory of its array in `weights`."""
+def fed_weights(bundle: Bundle, weights: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """Returns each parameter of `bundle`, over the memory of its array in `weights`."""
     return {
-        p.name: device.binder(weights[p.name], dtypes.named(p.dtype))
+        p.name: device.handle(weights[p.name], dtypes.named(p.dtype))
         for p in bundle.manifest.parameters
     }
 
@@ -125,7 +112,6 @@ def _is_size(output: Any) -> bool:
     return output.type == "tensor(int64)" and len(output.shape) < 2
 
 
-def fed(array: np.ndarray) -> Binder:
-    """Returns what binds an input to data of the host."""
-    value = onnxruntime().OrtValue.ortvalue_from_numpy(array)
-    return lambda binding, name: binding.bind_ortvalue_input(name, value)
+def fed(array: np.ndarray) -> Any:
+    """Returns data of the host."""
+    return onnxruntime().OrtValue.ortvalue_from_numpy(array)

@@ -13,7 +13,7 @@ from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
-from edgezo_runtime.first_order.pieces import Pieces, Values, bind_weights, fed
+from edgezo_runtime.first_order.pieces import Pieces, Values, fed, fed_weights
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import Plan, plan
 
@@ -47,7 +47,7 @@ class GradientSession:
         self._graph = read_graph(bundle, device, GRADIENTS)
         self._folder, self._keep, self._device = bundle.folder, keep, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
-        self._weights = bind_weights(bundle, weights, device)
+        self._weights = fed_weights(bundle, weights, device)
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
         self._pieces = Pieces(bundle.folder, device)
 

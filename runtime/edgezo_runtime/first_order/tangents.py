@@ -14,10 +14,10 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.arena import ALIGNMENT, Arena
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import TANGENTS, Bundle
-from edgezo_runtime.devices import Binder, Device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Piece, tangent_of
-from edgezo_runtime.first_order.pieces import Pieces, Values, bind_weights, fed
+from edgezo_runtime.first_order.pieces import Pieces, Values, fed, fed_weights
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import tangent_plan
 from edgezo_runtime.noise import AnyDirection
@@ -35,13 +35,13 @@ class _Tangent:
     Attributes:
         name: of the value in the graph.
         elements: where it is written, flat.
-        binder: binds an input to the same memory, in the weight's shape.
+        value: over the same memory, in the weight's shape, as `Device.run` takes it.
         offset: of its first element in the noise's index space.
     """
 
     name: str
     elements: Any
-    binder: Binder
+    value: Any
     offset: int
 
 
@@ -68,7 +68,7 @@ class TangentSession:
         self._graph = read_graph(bundle, device, TANGENTS)
         self._bundle, self._arena, self._device = bundle, arena, device
         self._outputs = [port.name for port in bundle.manifest.outputs]
-        self._weights = bind_weights(bundle, weights, device)
+        self._weights = fed_weights(bundle, weights, device)
         self._pieces = Pieces(bundle.folder, device)
 
     def run(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
@@ -94,7 +94,7 @@ class TangentSession:
         for piece, tangents in self._stages:
             for tangent in tangents:
                 _fill(tangent.elements, drawn, tangent.offset, self._device.span)
-                values.give(tangent.name, tangent.binder)
+                values.give(tangent.name, tangent.value)
             self._pieces.run(piece, values)
         made = {name for piece, _ in self._stages for name, _ in piece.outputs}
         outputs = {name: values.host(name) for name in self._outputs}
@@ -128,9 +128,9 @@ class TangentSession:
             tangents = []
             for parameter, start in zip(parameters, places, strict=False):
                 flat = room[start : start + parameter.size]
-                binder = self._device.binder(flat.reshape(parameter.shape), dtypes.FLOAT32)
+                value = self._device.handle(flat.reshape(parameter.shape), dtypes.FLOAT32)
                 offset = self._arena.noise_offsets[parameter.name]
-                tangents.append(_Tangent(tangent_of(parameter.name), flat, binder, offset))
+                tangents.append(_Tangent(tangent_of(parameter.name), flat, value, offset))
             stages.append((piece, tangents))
         return stages
 
