@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgezo.settings import AUTO, BASE, RunSettings, Settings
-from edgezo_runtime.bundle import Manifest, open_bundle
+from edgezo_runtime import dtypes
+from edgezo_runtime.bundle import Manifest, Parameter, open_bundle
 from edgezo_runtime.select import ADAPTERS, FULL, SCALES, UPPER, blocks, select
 
 _ARRAYS = "arrays"
@@ -26,7 +27,8 @@ class Recipe:
     start: str = BASE
 
 
-#: By what is tuned: a word of `--tune`, or the arrays that a model takes. Patterns count as blocks.
+#: By what is tuned: a word of `--tune`, the arrays that a model takes, or weights in float16.
+#: Patterns count as blocks.
 #: A prefix and a prompt begin at the base: PEFT has no place for fitted rows beside them.
 _RECIPES: Mapping[str, Recipe] = {
     UPPER: Recipe("fzoo", samples=16, eps=1.6e-3, lr=5e-3, steps=300, start=AUTO),
@@ -39,6 +41,9 @@ _RECIPES: Mapping[str, Recipe] = {
     "norm": Recipe(start=AUTO),
     "bitfit": Recipe(start=AUTO),
     _ARRAYS: Recipe(),
+    dtypes.FLOAT16.name: Recipe(
+        eps=1e-3, lr=1e-5, start=AUTO
+    ),  # few methods keep its small updates
 }
 _TOLD = ("method", "samples", "eps", "lr", "tune", "steps", "start")
 
@@ -55,8 +60,12 @@ def recipe_for(manifest: Manifest, tune: str) -> Recipe:
     """
     if manifest.context_length is None:
         return _RECIPES[_ARRAYS]
-    if tune not in ADAPTERS and any(p.kind == "scale" for p in select(manifest.parameters, tune)):
-        return _RECIPES[SCALES]
+    if tune not in ADAPTERS:
+        chosen = select(manifest.parameters, tune)
+        if _half(chosen):
+            return _RECIPES[dtypes.FLOAT16.name]
+        if any(p.kind == "scale" for p in chosen):
+            return _RECIPES[SCALES]
     return _RECIPES.get(tune, _RECIPES[UPPER])
 
 
@@ -64,7 +73,8 @@ def tuned_by_default(manifest: Manifest) -> str:
     """Returns what is tuned where neither a method nor anything to tune is named.
 
     An adapter that the bundle has; the scales of quantised weights; of a language model the upper
-    two thirds of its blocks, which take a higher rate than all weights; else everything.
+    two thirds of its blocks, which take a higher rate than all weights; in float16, and else,
+    everything.
     """
     if manifest.adapter:
         return str(manifest.adapter["kind"])
@@ -72,7 +82,11 @@ def tuned_by_default(manifest: Manifest) -> str:
         return FULL  # a classifier's head may be new
     if any(p.kind == "scale" for p in manifest.parameters):
         return SCALES
-    return UPPER if blocks(manifest.parameters) else FULL
+    return UPPER if blocks(manifest.parameters) and not _half(manifest.parameters) else FULL
+
+
+def _half(parameters: Sequence[Parameter]) -> bool:
+    return any(p.dtype == dtypes.FLOAT16.name for p in parameters)
 
 
 def complete(settings: Settings) -> RunSettings:

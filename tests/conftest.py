@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Returns the folder of a tiny checkpoint by its name in `tiny_families.FAMILIES`."""
     pytest.importorskip("torch")
-    made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = write_checkpoint(name, tmp_path_factory.mktemp(name))
-        return made[name]
+        return shared(tmp_path_factory, f"family-{name}", functools.partial(write_checkpoint, name))
 
     return folder
 

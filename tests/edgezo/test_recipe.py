@@ -19,9 +19,9 @@ NAMES = ("embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "norm.weight"
 UPPER = {"method": "fzoo", "samples": 16, "tune": "upper", "steps": 300}
 
 
-def manifest(*names: str, **fields: Any) -> Manifest:
+def manifest(*names: str, dtype: str = "float32", **fields: Any) -> Manifest:
     kinds = {name: "scale" if name.endswith("scale") else "linear" for name in names}
-    parameters = [Parameter(name, (2, 2), "float32", kind) for name, kind in kinds.items()]
+    parameters = [Parameter(name, (2, 2), dtype, kind) for name, kind in kinds.items()]
     ports = (Port("x", "int64", ("rows",)),)
     return Manifest(tuple(parameters), ports, ports, fields.pop("context_length", 8), **fields)
 
@@ -33,6 +33,7 @@ HEAD = {"kind": "head", "labels": ["a", "b"], "position": 0}
     ("found", "tune", "method"),
     [
         (manifest(*NAMES), "upper", "fzoo"),
+        (manifest(*NAMES, dtype="float16"), "full", "mezo"),
         (manifest("first", "second"), "full", "mezo"),
         (manifest(*NAMES, form=HEAD), "full", "mezo"),
         (manifest(*NAMES, "layers.2.w_scale"), "scales", "es"),
@@ -43,6 +44,12 @@ HEAD = {"kind": "head", "labels": ["a", "b"], "position": 0}
 def test_it_suits_the_model(found: Manifest, tune: str, method: str) -> None:
     assert tuned_by_default(found) == tune
     assert recipe_for(found, tune).method == method
+
+
+@pytest.mark.parametrize("tune", ["upper", "norm*", "full"])
+def test_float16_gets_a_method_that_takes_it(tune: str) -> None:
+    found = recipe_for(manifest(*NAMES, dtype="float16"), tune)
+    assert (found.method, found.lr) == ("mezo", 1e-5)
 
 
 def test_patterns_and_scales_among_what_is_tuned() -> None:
