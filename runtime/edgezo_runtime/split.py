@@ -146,13 +146,13 @@ def _weighs(node: _Node, made: Mapping[str, _Node], frozen: Set[str]) -> bool:
 def _node(payload: memoryview, raw: memoryview) -> _Node:
     return _Node(
         raw,
-        _named(wire.texts(payload, wire.NODE_INPUT) + _captured(payload)),
-        _named(wire.texts(payload, wire.NODE_OUTPUT)),
+        present(wire.texts(payload, wire.NODE_INPUT) + _captured(payload)),
+        present(wire.texts(payload, wire.NODE_OUTPUT)),
         wire.text(payload, wire.NODE_OPERATOR),
     )
 
 
-def _named(values: list[str]) -> list[str]:
+def present(values: Iterable[str]) -> list[str]:
     """Returns `values` without those that a node leaves out, which are all called nothing."""
     return [name for name in values if name]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from edgezo_runtime.first_order.graph import Graph, Node, Piece
-from edgezo_runtime.split import HEAVY
+from edgezo_runtime.split import HEAVY, present
 
 _NUMBER = re.compile(r"(?:.*?\.)?(\d+)\.")
 _SLACK = 1.25  # times the largest part: what stages that are put together may have
@@ -47,7 +47,7 @@ def cut(graph: Graph, sizes: Mapping[str, int]) -> list[Stage]:
     bounds = _bounds(flow, sizes)
     stages = []
     for first, end in zip([0, *bounds], [*bounds, len(flow.nodes)], strict=True):
-        made = [name for node in flow.nodes[first:end] for name in _named(node.outputs)]
+        made = [name for node in flow.nodes[first:end] for name in present(node.outputs)]
         outputs = [name for name in made if flow.last[name] >= end]
         if end == len(flow.nodes):
             outputs += [name for name in graph.outputs if name not in flow.first]
@@ -79,15 +79,15 @@ class _Flow:
         moving: set[str] = set()
         nodes: list[Node] = []
         for node in graph.needed(graph.outputs):
-            named = set(_named(node.inputs))
+            named = set(present(node.inputs))
             read = frozenset[str]().union(*(alone[n] for n in named if n in alone))
             if moving & named or (read and fed & named):
                 nodes.append(node)
-                moving.update(_named(node.outputs))
+                moving.update(present(node.outputs))
             elif read:
-                alone.update(dict.fromkeys(_named(node.outputs), read))
+                alone.update(dict.fromkeys(present(node.outputs), read))
             elif fed & named:
-                fed.update(_named(node.outputs))
+                fed.update(present(node.outputs))
         self.nodes = _late(nodes)
         self.reads = [
             frozenset[str]().union(*(alone[n] for n in node.inputs if n in alone))
@@ -97,8 +97,8 @@ class _Flow:
         self.last: dict[str, int] = {}
         for place, node in enumerate(self.nodes):
             self.last.update((n, place) for n in node.inputs if n in self.first)
-            self.first.update(dict.fromkeys(_named(node.outputs), place))
-            self.last.update(dict.fromkeys(_named(node.outputs), place))
+            self.first.update(dict.fromkeys(present(node.outputs), place))
+            self.last.update(dict.fromkeys(present(node.outputs), place))
         self.last.update((n, len(self.nodes)) for n in graph.outputs if n in self.first)
         self.described = graph.described
 
@@ -131,10 +131,10 @@ def _late(nodes: Sequence[Node]) -> list[Node]:
     places = {id(node): place for place, node in enumerate(nodes)}
     for node in nodes:
         if node.operator in HEAVY or not after.isdisjoint(node.inputs):
-            after.update(_named(node.outputs))
+            after.update(present(node.outputs))
             put(node)
         else:
-            waiting.update(dict.fromkeys(_named(node.outputs), node))
+            waiting.update(dict.fromkeys(present(node.outputs), node))
     for node in list(waiting.values()):
         if id(node) not in ordered:
             put(node)
@@ -180,8 +180,3 @@ def _layer(name: str) -> str:
 
 def _bytes(weights: Iterable[str], sizes: Mapping[str, int]) -> int:
     return sum(sizes[name] for name in weights)
-
-
-def _named(values: Iterable[str]) -> list[str]:
-    """Returns `values` without those that a node leaves out, which are all called nothing."""
-    return [name for name in values if name]
