@@ -53,24 +53,13 @@ class CheckpointFiles:
                 raise InputError(f"{index} names {name!r}, which is not a file of its own folder")
         return [self.folder / name for name in names]
 
-    def require(self, key: str, aliases: tuple[str, ...] = ()) -> tuple[Path, TensorEntry]:
-        """Returns the file and place of a tensor or of one tied to it, or raises InputError."""
-        keys = (key, *aliases)
-        # A checkpoint of the base model alone lacks the first part of each name.
-        for name in (*keys, *(name.partition(".")[2] for name in keys)):
-            for spelling in (name, _as_first_written(name)):
-                if spelling in self._entries:
-                    return self._entries[spelling]
-        raise InputError(f"{self.folder} has no tensor {key!r}")
-
-    def tensor(self, parameter: Parameter) -> np.ndarray:
-        """Returns the value of `parameter` in its dtype, under its name or a tied one.
+    def find(self, parameter: Parameter) -> tuple[Path, TensorEntry]:
+        """Returns the file and the place of `parameter`, under its name or a tied one.
 
         Raises:
-            InputError: no such tensor, or one of another shape, of a dtype that is not a float, or
-                with a number too large for the parameter's dtype.
+            InputError: no such tensor, or one of another shape or of a dtype that is not a float.
         """
-        path, entry = self.require(parameter.name, parameter.aliases)
+        path, entry = self._named(parameter)
         if entry.shape != parameter.shape:
             raise InputError(
                 f"tensor {entry.name!r} of {path} is {list(entry.shape)}, "
@@ -81,6 +70,24 @@ class CheckpointFiles:
                 f"tensor {entry.name!r} of {path} is {entry.dtype.name}; edgezo exports float32, "
                 "float16 and bfloat16 checkpoints"
             )
+        return path, entry
+
+    def _named(self, parameter: Parameter) -> tuple[Path, TensorEntry]:
+        keys = (parameter.name, *parameter.aliases)
+        # A checkpoint of the base model alone lacks the first part of each name.
+        for name in (*keys, *(name.partition(".")[2] for name in keys)):
+            for spelling in (name, _as_first_written(name)):
+                if spelling in self._entries:
+                    return self._entries[spelling]
+        raise InputError(f"{self.folder} has no tensor {parameter.name!r}")
+
+    def tensor(self, parameter: Parameter) -> np.ndarray:
+        """Returns the value of `parameter` in its dtype.
+
+        Raises:
+            InputError: what `find` refuses, or a number too large for the parameter's dtype.
+        """
+        path, entry = self.find(parameter)
         values = safetensors_file.map_tensor(path, entry)
         try:
             return converted(values, entry.dtype, dtypes.named(parameter.dtype))

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from edgezo_export.architectures import ARCHITECTURES, Architecture, architecture_of
 from edgezo_export.shipped_graphs import CONFIG, read_config
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.text import TOKENIZER
 
 
 def checked_config(source: Path) -> tuple[dict[str, Any], Architecture]:
@@ -27,8 +25,8 @@ def checked_config(source: Path) -> tuple[dict[str, Any], Architecture]:
         raise InputError(
             f"{source} is quantised; export the float32, float16 or bfloat16 checkpoint of it"
         )
-    architectures = config.get("architectures") or ["none"]
-    architecture = str(architectures[0])
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "none"
     kind = architecture_of(architecture)
     if kind is None:
         known = ", ".join(f"{k.what} (...{k.endings[0]})" for k in ARCHITECTURES)
@@ -54,25 +52,3 @@ def check_model(model: PreTrainedModel, config: dict[str, Any], source: Path) ->
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if state := sorted(model.state_dict().keys() - parameters):
         raise InputError(f"{made} keeps {state[0]!r} in its checkpoint, which is not a parameter")
-
-
-def check_tokenizer(folder: Path, vocabulary: int, source: Path) -> None:
-    """Raises InputError if the tokenizer in `folder`, if any, has tokens that the model has not.
-
-    Args:
-        folder: where `tokenizer.json` may lie.
-        vocabulary: how many tokens the model knows.
-        source: the checkpoint, named in errors.
-    """
-    if not (folder / TOKENIZER).is_file():
-        return
-    try:
-        tokens = Tokenizer.from_file(str(folder / TOKENIZER)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise InputError(f"cannot read the tokenizer of {source}: {error}") from error
-    token, number = max(tokens.items(), key=lambda item: item[1], default=("", -1))
-    if number >= vocabulary:
-        raise InputError(
-            f"the tokenizer of {source} does not match its model: its token {token!r} has number "
-            f"{number}, the model knows {vocabulary}"
-        )

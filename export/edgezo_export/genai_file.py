@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgezo_export.bundle_writer import complete_bundle, new_folder
+from edgezo_export.checkpoint_tokenizer import check_tokenizer
 from edgezo_export.genai_graph import GenaiGraph
 from edgezo_export.lift import lifted
 from edgezo_export.onnx_reader import read_onnx
@@ -62,6 +63,7 @@ def genai_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = No
         for name in SIDE_FILES:
             if (source.parent / name).is_file():
                 shutil.copyfile(source.parent / name, folder / name)
+        check_tokenizer(folder, vocabulary, source.parent)
         if not (folder / SIDE_FILES[0]).is_file():
             # What ends a text; the rest of a configuration is not known here.
             tokens = {name: described[name] for name in _TOKENS if name in described}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,13 +12,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edgezo_export.architectures import CAUSAL, Architecture
 from edgezo_export.bfloat16 import WidenBfloat16, narrow_bundle
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
-from edgezo_export.checks import check_model, check_tokenizer, checked_config
+from edgezo_export.checkpoint_tokenizer import copy_tokenizer
+from edgezo_export.checks import check_model, checked_config
 from edgezo_export.convert_dtype import widened
 from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lean.verify import add_lean
@@ -32,7 +31,7 @@ from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_export.verify_generation import verify_generation
 from edgezo_runtime import dtypes
-from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter
+from edgezo_runtime.bundle import GENERATE, GRAPH, Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
 
@@ -85,8 +84,7 @@ def checkpoint_to_bundle(
         raw["torch_dtype"] = dtype
         raw.pop("dtype", None)
         write_text(folder / CONFIG, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-        _copy_tokenizer(source, folder)
-        check_tokenizer(folder, model.config.vocab_size, source)
+        copy_tokenizer(source, folder, model.config.vocab_size)
         complete = partial(
             complete_bundle,
             folder,
@@ -109,6 +107,15 @@ def checkpoint_to_bundle(
     return out
 
 
+def _weights_of(source: Path, model: PreTrainedModel) -> CheckpointFiles:
+    """Opens a checkpoint's weights; raises InputError for one that `model` cannot have."""
+    files, names = CheckpointFiles(source), ParameterNames.of(model)
+    for key, kind in names.kinds.items():
+        shape = tuple(model.get_parameter(key).shape)
+        files.find(Parameter(key, shape, "float32", kind, names.aliases.get(key, ())))
+    return files
+
+
 def _through_torch(
     source: Path,
     folder: Path,
@@ -116,10 +123,7 @@ def _through_torch(
     kind: Architecture,
     complete: Callable[..., object],
 ) -> None:
-    files = CheckpointFiles(source)
-    names = ParameterNames.of(model)
-    for key in names.kinds:
-        files.require(key, names.aliases.get(key, ()))
+    files = _weights_of(source, model)
     generates = kind is CAUSAL and model.dtype == torch.float32
     shipped = find_graphs(model.config.to_dict()) if generates else None
     if shipped is not None:
@@ -135,7 +139,7 @@ def _through_float32(
     source: Path, folder: Path, model: PreTrainedModel, complete: Callable[..., object]
 ) -> None:
     """Makes and checks the float32 bundle of the rounded weights, and then narrows it."""
-    files = CheckpointFiles(source)
+    files = _weights_of(source, model)
     graph = export_text_graph(model)
     narrow = ir.from_proto(ir.to_proto(graph))
     save_graph(WidenBfloat16()(graph).model, folder / GRAPH)
@@ -178,25 +182,3 @@ def _context_length(model: PreTrainedModel, source: Path, kind: Architecture) ->
     if length is not None:
         return length
     raise InputError(f"{source / CONFIG} does not say how many tokens the model takes")
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    names = [name for name in SIDE_FILES if name != CONFIG]
-    if not (source / "tokenizer.json").is_file() and (source / "vocab.json").is_file():
-        with tempfile.TemporaryDirectory() as converted:
-            try:
-                AutoTokenizer.from_pretrained(
-                    source, local_files_only=True, trust_remote_code=False
-                ).save_pretrained(converted)
-            except (ValueError, KeyError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"cannot read the tokenizer of {source}: {reason}") from error
-            _copy(Path(converted), folder, names)
-        return
-    _copy(source, folder, names)
-
-
-def _copy(source: Path, folder: Path, names: list[str]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

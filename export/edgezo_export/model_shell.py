@@ -37,10 +37,14 @@ def shell_of_folder(
 ) -> PreTrainedModel:
     """Returns the shell of the checkpoint in `source`, or raises InputError with the reason."""
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                source, local_files_only=True, trust_remote_code=False
+            )
         return shell(config, auto, dtype)
-    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+    except Exception as error:  # whatever a wrong setting makes transformers and torch raise
+        known = isinstance(error, (ValueError, OSError, RuntimeError))  # others say a word or two
+        reason = ((str(error) if known else repr(error)).strip().splitlines() or [repr(error)])[0]
         raise InputError(f"transformers cannot make the model of {source}: {reason}") from error
 
 

@@ -79,6 +79,8 @@ def test_half_precision_shards_are_widened(
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({"architectures": ["NonesuchForCausalLM"]}, "'NonesuchForCausalLM', which transformers"),
         ({"architectures": ["OPTForCausalLM"]}, "'llama' makes LlamaForCausalLM"),
+        ({"architectures": {"name": "LlamaForCausalLM"}}, "names architecture 'none'"),
+        ({"num_attention_heads": 0}, "cannot make the model of .*ZeroDivisionError"),
     ],
 )
 def test_refused_checkpoints(
@@ -93,21 +95,37 @@ def test_refused_checkpoints(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (np.ones(32, np.int64), r"'model\.norm\.weight' of .* is int64; edgezo exports float32"),
+        (np.ones(33, np.float32), r"'model\.norm\.weight' of .* is \[33\], .* says \[32\]"),
+        (None, r"has no tensor 'model\.norm\.weight'"),
+    ],
+)
+def test_wrong_weights_are_refused_before_the_graph_is_made(
+    changed: np.ndarray | None,
+    message: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = edited(checkpoint("llama_tied"), tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    del weights["model.norm.weight"]
+    weights |= {} if changed is None else {"model.norm.weight": changed}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("edgezo_export.huggingface.save_graph", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match=message):
+        checkpoint_to_bundle(source, tmp_path / "b.edgezo")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_pickles_are_never_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     source = edited(checkpoint("opt"), tmp_path / "source")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors only"):
         checkpoint_to_bundle(source, tmp_path / "b.edgezo")
-
-
-def test_a_missing_tensor_is_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    source = edited(checkpoint("llama_tied"), tmp_path / "source")
-    weights = load_file(source / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        checkpoint_to_bundle(source, tmp_path / "b.edgezo")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_an_existing_folder_is_not_overwritten(
