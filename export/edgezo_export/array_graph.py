@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
@@ -23,12 +21,10 @@ from edgezo_export.row_axes import (
     session_of,
 )
 from edgezo_export.scales import rounds_whole_batches
-from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.trainable import FoundWeight, find_weights
+from edgezo_export.weight_inputs import graph_bytes, lift_weights
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
-
-_LARGEST = (1 << 31) - 1  # bytes that protobuf can hold
 
 
 class ArrayGraph:
@@ -124,16 +120,9 @@ class ArrayGraph:
 
     def write(self, path: Path) -> None:
         """Writes the graph to `path`; raises InputError if its constants exceed 2 GB."""
-        inner = sum(
-            v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value
-        )
-        if inner > _LARGEST:
-            raise InputError(f"{self._source} has {inner} bytes of constants that cannot be tuned")
-        proto = ir.to_proto(self.model)
-        with contextlib.suppress(Exception):  # types between the nodes help, and may be missing
-            proto = onnx.shape_inference.infer_shapes(proto)
+        graph = graph_bytes(self.model, self._source)
         with atomic_writer(path) as file:
-            file.write(proto.SerializeToString(deterministic=True))
+            file.write(graph)
 
     def _free_rows(self, judged: ir.Value, sample: np.ndarray) -> None:
         """Says in the graph what counts rows, and forgets what was known of shapes inside."""
@@ -147,33 +136,18 @@ class ArrayGraph:
         self.model.graph.doc_string = None
 
     def _lift(self, weights: Sequence[FoundWeight]) -> None:
-        """Makes each weight a graph input of its own name."""
-        graph = self.model.graph
         if not weights:
             raise InputError(
                 f"{self._source} has no weight that can be tuned and moves {self.output!r}: "
                 f"`edgezo info {self._source}` says why"
             )
-        names = {weight.name for weight in weights}
-        for node in graph.all_nodes():  # a weight's new name may be some value's old one
-            for value in node.outputs:
-                if value.name in names:
-                    value.name = f"{value.name}_"
-        for weight in weights:
-            name, dtype = weight.value.name, weight.value.dtype
-            assert name is not None and dtype is not None  # an initializer has both
-            lifted = ir.val(weight.name, type=ir.TensorType(dtype), shape=ir.Shape(weight.shape))
-            weight.value.replace_all_uses_with(lifted)
-            del graph.initializers[name]
-            graph.inputs.append(lifted)
-        common_passes.ClearMetadataAndDocStringPass()(self.model)
-        self.model.metadata_props[PARAMETERS_KEY] = parameters_text(
-            (weight.name, weight.kind, ()) for weight in weights
-        )
+        lift_weights(self.model, weights)
 
 
 def _output(model: ir.Model, name: str | None, source: Path) -> ir.Value:
     named = {value.name: value for value in model.graph.outputs}
+    if not named:
+        raise InputError(f"{source} has no output")
     if name is None and len(named) == 1:
         return model.graph.outputs[0]
     if name not in named:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.inference_graph import MODEL, save_model, store_weights, write_adapter
 from edgezo_runtime.bundle import GENERATE, Bundle
 from edgezo_runtime.errors import InputError
@@ -40,7 +40,7 @@ def write_genai_folder(bundle: Bundle, adapter: Mapping[str, np.ndarray], folder
             f"{bundle.folder} has no generate.onnx, which onnxruntime-genai runs: export the "
             "checkpoint again"
         )
-    model = ir.from_proto(onnx.load_from_string(bundle.read_graph(GENERATE)))
+    model = bundle_graph(bundle.read_graph(GENERATE))
     if adapter:
         write_adapter(model, scale(bundle.manifest.adapter), adapter, folder)
     config = _config(model, bundle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnx import ModelProto, TensorProto
 
+from edgezo_export.quiet import quiet
 from edgezo_runtime.errors import InputError
 
 OLDEST_OPSET = 11  # the first with GatherElements, which the loss needs
@@ -31,6 +32,15 @@ _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"
 def read_onnx(path: Path) -> ir.Model:
     """Reads the model at `path`; every constant becomes an initializer of the main graph.
 
+    Raises:
+        InputError: what `load_sound` refuses.
+    """
+    return _guarded(path, lambda: _with_lifted_constants(load_sound(path)))
+
+
+def load_sound(path: Path) -> ir.Model:
+    """Reads the model at `path` as it is, once it is seen to be sound.
+
     Nothing outside the file's folder is opened, and no tensor may claim more bytes than there are.
 
     Raises:
@@ -45,24 +55,37 @@ def read_onnx(path: Path) -> ir.Model:
         raise InputError(f"{path} is not an ONNX file: {_line(error)}") from error
     if not proto.graph.node:
         raise InputError(f"{path} is not an ONNX file, or one without operators")
+    return _guarded(path, lambda: _checked(path, proto))
+
+
+def _guarded(path: Path, work: Callable[[], ir.Model]) -> ir.Model:
     try:
-        _check_operators(path, proto)
-        for tensor in _tensors(proto):
-            _check_tensor(path, tensor)
-        model = ir.from_proto(proto)
-        model.ir_version = max(model.ir_version, 4)  # before, every initializer is an input too
-        _set_base_folder(model, path.parent)
-        return ir.passes.Sequential(
-            common_passes.InlinePass(),
-            common_passes.RemoveInitializersFromInputsPass(),
-            common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common_passes.LiftSubgraphInitializersToMainGraphPass(),
-            common_passes.TopologicalSortPass(),
-        )(model).model
+        return work()
     except InputError:
         raise
     except Exception as error:  # the file's structure is wrong in one of a thousand ways
         raise InputError(f"{path} is not a sound ONNX file: {_line(error)}") from error
+
+
+def _with_lifted_constants(model: ir.Model) -> ir.Model:
+    return ir.passes.Sequential(
+        common_passes.InlinePass(),
+        common_passes.RemoveInitializersFromInputsPass(),
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.LiftSubgraphInitializersToMainGraphPass(),
+        common_passes.TopologicalSortPass(),
+    )(model).model
+
+
+def _checked(path: Path, proto: ModelProto) -> ir.Model:
+    _check_operators(path, proto)
+    for tensor in _tensors(path, proto):
+        _check_tensor(path, tensor)
+    with quiet():  # what is missing is logged, too
+        model = ir.from_proto(proto)
+    model.ir_version = max(model.ir_version, 4)  # before, every initializer is an input too
+    _set_base_folder(model, path.parent)
+    return model
 
 
 def _check_operators(path: Path, proto: ModelProto) -> None:
@@ -171,16 +194,18 @@ def _nodes(proto: ModelProto) -> Iterator[onnx.NodeProto]:
         yield from function.node
 
 
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
+def _tensors(path: Path, proto: ModelProto) -> Iterator[TensorProto]:
+    attributes = [a for function in proto.functions for a in function.attribute_proto]
+    attributes += [a for node in _nodes(proto) for a in node.attribute]
+    sparse = any(graph.sparse_initializer for graph in _graphs(proto))
+    if sparse or any(a.HasField("sparse_tensor") or a.sparse_tensors for a in attributes):
+        raise InputError(f"{path} has sparse tensors: store them as dense ones")
     for graph in _graphs(proto):
         yield from graph.initializer
-        if graph.sparse_initializer:
-            raise InputError("the graph has sparse initializers: store them as dense ones")
-    for node in _nodes(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
 
 
 def _line(error: BaseException) -> str:

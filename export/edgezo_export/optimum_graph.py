@@ -17,6 +17,7 @@ from edgezo_export.checkpoint_files import CheckpointFiles
 from edgezo_export.encoder_decoder import DECODER_FILE, ENCODER_FILE, joined
 from edgezo_export.lift import ParameterNames, lifted
 from edgezo_export.match_parameters import FoundTensor, match_parameters
+from edgezo_export.onnx_reader import load_sound
 from edgezo_export.quiet import quiet
 from edgezo_export.text_head import check_no_full_logits, put_text_head
 from edgezo_runtime.bundle import Parameter
@@ -96,13 +97,13 @@ def read_optimum_graph(
         InputError: a file is damaged, or cannot be mapped to the model; the message names what.
     """
     path = _file(folder)
-    graph = _load(path)
+    graph = load_sound(path)
+    encoder = load_sound(folder / ENCODER_FILE) if path.name == DECODER_FILE else None
     names = ParameterNames.of(model)
     shapes = {key: tuple(model.get_parameter(key).shape) for key in names.kinds}
-
     try:
-        if path.name == DECODER_FILE:
-            graph = joined(_load(folder / ENCODER_FILE), graph)
+        if encoder is not None:
+            graph = joined(encoder, graph)
         found = match_parameters(graph, names, shapes, _reader(files, names, shapes))
         labels = form.get("labels")
         words = model.config.vocab_size if labels is None else len(labels)
@@ -128,20 +129,3 @@ def _reader(
         return files.tensor(Parameter(key, shapes[key], dtype.name, kind, aliases))
 
     return read
-
-
-def _load(path: Path) -> ir.Model:
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's errors have no common base class
-        raise InputError(f"{path} is not an ONNX file: {error}") from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            file = (path.parent / tensor.location).resolve()
-            if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
-                raise InputError(
-                    f"{path} keeps {value.name!r} in {str(tensor.location)!r}, which is not a file "
-                    "of its own folder"
-                )
-    return model

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
+from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.quantized_linear import (
     BLOCKS,
@@ -50,9 +50,9 @@ def quantize_bundle(source: Path, out: Path, name: str, block: int | None = None
             "it was made from, and add the adapter to that"
         )
     before = bundle.manifest.parameters
-    models = {GRAPH: ir.load(bundle.graph)}
+    models = {GRAPH: bundle_graph(bundle.read_graph())}
     if bundle.generates:
-        models[GENERATE] = ir.load(bundle.folder / GENERATE)
+        models[GENERATE] = bundle_graph(bundle.read_graph(GENERATE))
     chosen = set.intersection(*(quantizable(model, before) for model in models.values()))
     if not chosen:
         raise InputError(f"{source} has no linear layer of float32 weights that can be quantised")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ ROWS = "rows"
 #: Tried in turn for the sizes that a file leaves free, and as bounds of whole numbers.
 _SIZES = (64, 32, 16, 8, 512, 224, 1024)
 _BOUNDS = (127, 32, 2)  # the first fits int8 too
+_LARGEST_ROW = 1 << 28  # numbers: random ones take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,10 @@ def _shape(value: ir.Value, path: Path) -> tuple[int | str, ...]:
         raise InputError(
             f"input {value.name!r} of {path} takes {value.dtype.name.lower()}: edgezo feeds numbers"
         )
-    return tuple(
-        dim if dim is not None else f"{value.name}_{i}"
-        for i, dim in enumerate(map(_dimension, value.shape))
-    )
+    dims = list(map(_dimension, value.shape))
+    if math.prod(dim for dim in dims if isinstance(dim, int)) > _LARGEST_ROW:
+        raise InputError(f"input {value.name!r} of {path} has the shape {dims}, too large to try")
+    return tuple(dim if dim is not None else f"{value.name}_{i}" for i, dim in enumerate(dims))
 
 
 def _dimension(dim: object) -> int | str | None:

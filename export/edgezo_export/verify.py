@@ -69,7 +69,7 @@ class GraphRunner:
         self.form = bundle.manifest.form
         self.weights = mapped_weights(bundle) if weights is None else weights
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and told once
         self._session = ort.InferenceSession(
             graph or bundle.graph, options, providers=["CPUExecutionProvider"]
         )
@@ -83,12 +83,23 @@ class GraphRunner:
         self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Returns the outputs for the data inputs `batch`."""
+        """Returns the outputs for the data inputs `batch`.
+
+        Raises:
+            InputError: ONNX Runtime failed, as it does where a file has sizes of its own inside.
+        """
         for name, array in batch.items():
             self._binding.bind_cpu_input(name, array)
         for name in self._outputs:
             self._binding.bind_output(name)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            rows, length = batch["input_ids"].shape
+            raise InputError(
+                f"the graph does not run on {rows} rows of {length} tokens, so that some of its "
+                f"sizes are fixed: export it with dynamic axes ({' '.join(str(error).split())})"
+            ) from error
         return self._binding.copy_outputs_to_cpu()
 
 

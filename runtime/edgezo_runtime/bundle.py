@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgezo_runtime import dtypes
+from edgezo_runtime import dtypes, wire
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import sha256, write_text
 
@@ -230,8 +230,23 @@ class Bundle:
         return GENERATE in self.manifest.files
 
     def read_graph(self, name: str = GRAPH) -> bytes:
-        """Returns `graph.onnx`, or the graph `name`, as the bytes of an ONNX file."""
-        return self.adapted[name] if name in self.adapted else (self.folder / name).read_bytes()
+        """Returns `graph.onnx`, or the graph `name`, as the bytes of an ONNX file.
+
+        Raises:
+            InputError: the file is damaged, or would have others opened.
+        """
+        if name in self.adapted:
+            return self.adapted[name]
+        path = self.folder / name
+        try:
+            graph = path.read_bytes()
+            if not wire.reads_files(graph):
+                return graph
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not a sound ONNX file: {error}") from error
+        raise InputError(f"{path} keeps data in other files: a bundle's graph holds its own")
 
     @property
     def weights(self) -> Path:

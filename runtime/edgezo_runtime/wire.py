@@ -13,8 +13,27 @@ ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
 VALUE_NAME = 1
 TENSOR_NAME = 8
 
+_TENSOR_EXTERNAL = 13
+#: Which fields of a message hold which messages, down to the tensors.
+_WITHIN = {
+    "model": {MODEL_GRAPH: "graph", 25: "function"},
+    "graph": {GRAPH_NODE: "node", GRAPH_INITIALIZER: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {NODE_ATTRIBUTE: "attribute"},
+    "attribute": {
+        5: "tensor",
+        10: "tensor",
+        22: "sparse",
+        23: "sparse",
+        ATTRIBUTE_GRAPH: "graph",
+        ATTRIBUTE_GRAPHS: "graph",
+    },
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_LONGEST_VARINT = 10  # bytes: 64 bits, seven in each
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
@@ -40,14 +59,12 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
 
 
 def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    value = 0
+    for place, byte in enumerate(message[at : at + _LONGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value, at + place + 1
+    raise ValueError(f"the number at byte {at} is cut, or too long")
 
 
 def _varint(value: int) -> bytes:
@@ -106,6 +123,22 @@ def initializers(model: bytes) -> set[str]:
 def op_types(model: bytes) -> set[str]:
     """Returns the operators of an ONNX file's main graph."""
     return _texts_of_graph(model, GRAPH_NODE, NODE_OPERATOR)
+
+
+def reads_files(model: bytes) -> bool:
+    """Whether a tensor of an ONNX file has its data in another file; raises ValueError if damaged.
+
+    ONNX Runtime opens no file but what the entry ``location`` of a tensor names.
+    """
+    waiting = [("model", memoryview(model))] if b"location" in model else []
+    while waiting:
+        kind, message = waiting.pop()
+        for number, _, payload in fields(message):
+            if kind == "tensor" and number == _TENSOR_EXTERNAL:
+                return True
+            inner = _WITHIN.get(kind, {}).get(number)
+            waiting += [(inner, payload)] if inner else []
+    return False
 
 
 def _texts_of_graph(model: bytes, part: int, field: int) -> set[str]:

@@ -269,12 +269,33 @@ def with_operator(name: str) -> ModelProto:
     return model
 
 
+def with_sparse() -> ModelProto:
+    model = classifier()
+    model.graph.node[0].attribute.add(name="sparse_value").sparse_tensor.values.name = "v"
+    return model
+
+
+def with_width(size: int) -> ModelProto:
+    model = classifier()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = size
+    return model
+
+
+def without_output() -> ModelProto:
+    model = classifier()
+    del model.graph.output[:]
+    return model
+
+
 REFUSED = {
     "no operator": (lambda f: with_operator("Clap"), "Clap"),
     "a custom domain": (lambda f: changed(Clip="my.own"), r"my\.own\.Clip"),
     "an old opset": (lambda f: classifier(opset=9), "opset 9"),
     "no such output": (lambda f: classifier(), "give --output, one of 'scores'"),
     "cut data": (cut_external, "is cut"),
+    "a sparse constant": (lambda f: with_sparse(), "has sparse tensors"),
+    "a huge input": (lambda f: with_width(1 << 40), "too large to try"),
+    "no output": (lambda f: without_output(), "has no output"),
 }
 
 

@@ -22,6 +22,7 @@ from edgezo_runtime.bundle import (
     write_manifest,
 )
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import sha256
 from edgezo_runtime.weights import Weights
 
 MANIFEST_OBJECT = Manifest(
@@ -82,6 +83,25 @@ def test_a_changed_graph_is_refused(small_bundle: Path) -> None:
     (small_bundle / "graph.onnx").write_bytes(b"changed")
     with pytest.raises(InputError, match=r"graph\.onnx does not match its checksum"):
         open_bundle(small_bundle)
+
+
+def test_a_graph_opens_no_other_file(small_bundle: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = small_bundle / "graph.onnx"
+    assert open_bundle(small_bundle).read_graph() == graph.read_bytes()
+    model = onnx.ModelProto()
+    tensor = model.graph.initializer.add(name="w", dims=[4], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    for content, sentence in (
+        (model.SerializeToString(), "keeps data in other files"),
+        (b"location without a field", "not a sound ONNX file"),
+    ):
+        graph.write_bytes(content)
+        manifest = load(small_bundle)
+        manifest["files"]["graph.onnx"] = sha256(graph)
+        save(small_bundle, manifest)
+        with pytest.raises(InputError, match=sentence):
+            open_bundle(small_bundle).read_graph()
 
 
 def test_changed_weights_are_refused_when_loaded(small_bundle: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from edgezo_export.adapters.lora import add_lora
 from edgezo_export.adapters.prefix import add_prefix
 from edgezo_export.adapters.prompt import add_prompt
+from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.bundle_writer import link_or_copy, new_folder
 from edgezo_export.gradients.bundle import DERIVED, derived_again
 from edgezo_export.lean.make import lean_graph
@@ -62,7 +62,7 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
     added: list[Parameter] = []
     graphs: dict[str, bytes] = {}
     for name in (GRAPH, GENERATE) if bundle.generates else (GRAPH,):
-        model = ir.from_proto(onnx.load_from_string(bundle.read_graph(name)))
+        model = bundle_graph(bundle.read_graph(name))
         added, settings = add(model, bundle.manifest.parameters, **settings)
         model.metadata_props[PARAMETERS_KEY] = parameters_text(
             (p.name, p.kind, p.aliases) for p in (*bundle.manifest.parameters, *added)
@@ -85,6 +85,21 @@ def adapt(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         digest = hashlib.sha256(graphs[name]).hexdigest()
         manifest = dataclasses.replace(manifest, files={**manifest.files, name: digest})
     return Bundle(bundle.folder, manifest, graphs)
+
+
+def new_parameters(graph: bytes, parameters: Sequence[Parameter], kind: str) -> list[Parameter]:
+    """Returns what an adapter of `kind`, with its default settings, adds to a weight-free graph.
+
+    Args:
+        graph: the bytes of an ONNX file.
+        parameters: the graph's.
+        kind: ``"lora"``, ``"prefix"`` or ``"prompt"``.
+
+    Raises:
+        InputError: the graph has nothing to put it at.
+    """
+    added, _ = _KINDS[kind](bundle_graph(graph), parameters)
+    return added
 
 
 def _taken(kind: str, settings: Mapping[str, Any]) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.gradients.writer import dims, no_gradient
 from edgezo_runtime.bundle import QUANTIZED, Manifest
 from edgezo_runtime.errors import InputError
@@ -45,7 +45,7 @@ def with_derivatives(
     Raises:
         InputError: a weight is quantised, or what `add` raises.
     """
-    model = ir.from_proto(onnx.load_from_string(graph))
+    model = bundle_graph(graph)
     add(model, _trained_names(manifest))
     return ir.to_proto(model).SerializeToString(deterministic=True)
 

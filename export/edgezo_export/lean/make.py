@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.lean.attention import FuseAttention
 from edgezo_export.lean.edit import RUNTIME
 from edgezo_export.lean.head import SplitHead
@@ -22,7 +22,7 @@ def lean_graph(graph: bytes) -> bytes | None:
 
     The same graph gives the same bytes.
     """
-    model = ir.from_proto(onnx.load_from_string(graph))
+    model = bundle_graph(graph)
     unused = common_passes.RemoveUnusedNodesPass()
     fused = False
     for step in (FuseAttention(), FuseLinear(), BiasLast(), FuseRmsNorm(), FuseSkipNorm()):
