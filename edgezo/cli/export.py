@@ -37,9 +37,8 @@ Stage = Callable[[Path, Path], None]
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of a folder: its weights and computation; bfloat16 needs CUDA and is not tuned.",
+    help="Of a folder: its weights and computation; bfloat16 needs CUDA and is not tuned.  "
+    "[default: float32]",
 )
 @click.option("--output", help="Of an .onnx file: the output that the loss judges.")
 @click.option(
@@ -68,7 +67,7 @@ def command(
     out: Path,
     task: str | None,
     via: str | None,
-    dtype: str,
+    dtype: str | None,
     output: str | None,
     loss: str | None,
     labels: str | None,
@@ -94,24 +93,25 @@ def command(
     fields: dict[str, Any] = {"out": str(out)}
     if block is not None and quantize is None:
         raise InputError("--block is for --quantize int4: give both, or leave it out")
-    if source.suffix == ".onnx" and quantize is not None:
-        raise InputError("--quantize is for checkpoints and bundles: leave it out for .onnx files")
-    if source.suffix != ".onnx" and (output or loss or labels):
-        raise InputError("--output, --loss and --labels are for .onnx files: leave them out")
     if column_row is not None and not gradients:
         raise InputError("--column-row is for --gradients: give both, or leave it out")
+    onnx, made = source.suffix == ".onnx", is_bundle(source)
+    _only(onnx, ".onnx files", output=output, loss=loss, labels=labels)
+    _only(not onnx, "checkpoints and bundles", quantize=quantize)
+    _only(not onnx and not made, "checkpoints", via=via, dtype=dtype)
+    _only(not made, "checkpoints and files of text", task=task)
     default = {"name": task} if task else None
+    request = _adapter(source, tune, quantize is not None or gradients or tangents, adapter)
     stages: list[Stage] = []
-    if source.suffix == ".onnx":
+    if onnx:
         stages.append(lambda s, o: fields.update(export_onnx(s, o, output, loss, labels, default)))
-    else:
-        request = _adapter(source, tune, quantize is not None or gradients or tangents, adapter)
-        if not is_bundle(source):
-            stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=dtype))
-        if quantize is not None:
-            stages.append(lambda s, o: export_quantized(s, o, quantize, block))
-        if request is not None:
-            stages.append(lambda s, o: export_adapted(s, o, request))
+    elif not made:
+        asked = dtype or "float32"
+        stages.append(lambda s, o: export_checkpoint(s, o, default, via=via, dtype=asked))
+    if quantize is not None:
+        stages.append(lambda s, o: export_quantized(s, o, quantize, block))
+    if request is not None:
+        stages.append(lambda s, o: export_adapted(s, o, request))
     if gradients:
         fraction = 1.0 if column_row is None else column_row
         stages.append(functools.partial(export_derived, name=GRADIENTS, column_row=fraction))
@@ -123,6 +123,14 @@ def command(
         print_json(fields | {"seconds": seconds})
     else:
         click.echo(f"wrote {out} in {seconds} s")
+
+
+def _only(fits: bool, sources: str, **given: str | None) -> None:
+    """Raises InputError where a flag is `given` that the source does not fit."""
+    flags = [f"--{name}" for name, value in given.items() if value is not None]
+    if flags and not fits:
+        are, them = ("is", "it") if len(flags) == 1 else ("are", "them")
+        raise InputError(f"{' and '.join(flags)} {are} for {sources}: leave {them} out")
 
 
 def _adapter(

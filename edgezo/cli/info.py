@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import click
 
 from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.onnx_info import describe_onnx
-from edgezo.cli.tuning_memory import tuning_memory
+from edgezo.cli.tuning_memory import WAYS, trained_by, tuning_memory
 from edgezo.run_folder import RunFolder, is_run
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.journal import read
+from edgezo_runtime.select import resolve, select
 
 
 @subcommand("edgezo info smollm2.edgezo --parameters")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--parameters", is_flag=True, help="List every parameter.")
-@click.option("--tune", help="Also reckon the memory to tune these patterns of parameter names.")
+@click.option("--tune", help="Also reckon the memory to tune by these patterns of names.")
 @as_json
 def command(path: Path, parameters: bool, tune: str | None, as_json: bool) -> None:
     """Show what PATH, a bundle, a run or an .onnx file, holds.
@@ -48,7 +50,15 @@ def command(path: Path, parameters: bool, tune: str | None, as_json: bool) -> No
 
 
 def _bundle(path: Path, every: bool, tune: str | None) -> dict[str, Any]:
-    manifest = open_bundle(path).manifest
+    bundle = open_bundle(path)
+    manifest, graph = bundle.manifest, bundle.read_graph()
+    own = manifest.adapter.get("kind")
+
+    def tuned(way: str) -> Sequence[Parameter]:
+        if own is None:
+            return trained_by(way, graph, manifest.parameters)
+        return select(manifest.parameters, resolve(manifest, way))
+
     sizes: Counter[str] = Counter()
     for parameter in manifest.parameters:
         sizes[parameter.kind] += parameter.size
@@ -57,7 +67,7 @@ def _bundle(path: Path, every: bool, tune: str | None) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         "by_kind": dict(sizes),
         "by_dtype": dict(Counter(parameter.dtype for parameter in manifest.parameters)),
-        **tuning_memory(manifest.parameters, tune),
+        **tuning_memory(manifest.parameters, len(graph), [own] if own else WAYS, tuned, tune),
         "context_length": manifest.context_length,
         "task": dict(manifest.task) or None,
         "versions": dict(manifest.versions),

@@ -34,6 +34,8 @@ def export_onnx(
                 "--loss and --labels out"
             )
         return {"difference": _export_genai(source, out, task)}
+    if task is not None:
+        raise InputError(f"--task is for models of text, and {source} takes arrays: leave it out")
     try:
         from edgezo_export.onnx_file import onnx_to_bundle
     except ImportError as error:

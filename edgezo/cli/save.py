@@ -91,6 +91,7 @@ FORMATS = {
     "onnx-adapter": Format(_onnx_adapter, ("lora",), ("lora",)),
     "genai": Format(_genai, (None, "lora"), (None, "lora")),
 }
+_OF_ARRAYS = ("onnx", "onnx-adapter")  # the others are for transformers, PEFT, or for text
 
 
 @subcommand("edgezo save runs/first --format merged --out tuned-checkpoint")
@@ -104,7 +105,8 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     """Write the tuned weights of RUN, a finished run, as other programs load them.
 
     merged: a Hugging Face checkpoint, an adapter merged into its weights. onnx: the same, with
-    model.onnx, which takes input_ids and attention_mask and gives logits. peft: an adapter as
+    model.onnx, which takes input_ids and attention_mask and gives logits, or takes and gives what
+    the ONNX file did that the model came from. peft: an adapter as
     PEFT loads it. onnx-adapter: model.onnx of the base, with inputs for LoRA, and
     adapter.onnx_adapter for ONNX Runtime to fill them with. genai: a folder that onnxruntime-genai
     generates from, with such an adapter beside it after LoRA.
@@ -113,12 +115,14 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
     kind = model.bundle.manifest.adapter.get("kind")
     quantized = any(p.kind == QUANTIZED for p in model.bundle.manifest.parameters)
     able = [n for n, f in FORMATS.items() if kind in (f.quantized if quantized else f.kinds)]
-    fitted = kind is not None and not peft.holds(model.bundle, model.weights.start)
-    if fitted:
-        able.remove("peft")
+    unlike = peft.why_not(model.bundle, model.weights.start)
+    if unlike:
+        able = [name for name in able if name != "peft"]
+    if model.bundle.manifest.context_length is None:
+        able = [name for name in able if name in _OF_ARRAYS]
     if style not in able:
         tuned = f"a {kind}" if kind else "no adapter"
-        over = [" over quantised weights"] * quantized + [" from fitted rows of the base"] * fitted
+        over = [" over quantised weights"] * quantized + [f" {unlike}"] * bool(unlike)
         raise InputError(
             f"{run} tuned {tuned}{' and'.join(over)}, which --format {style} does not hold: "
             + (f"use {' or '.join(able)}" if able else "only edgezo itself runs it")

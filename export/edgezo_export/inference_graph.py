@@ -1,4 +1,4 @@
-"""Plain inference graphs of a tuned model: ``input_ids, attention_mask -> logits``."""
+"""Plain inference graphs of a tuned model: a text to logits, or what an ONNX file took and gave."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxruntime import AdapterFormat, OrtValue
 
 from edgezo_export.adapters.lora import without_lora
+from edgezo_export.adapters.nodes import Maker
+from edgezo_export.bundle_graph import bundle_graph
+from edgezo_export.losses import LOSSES, TARGETS
 from edgezo_runtime.bundle import WEIGHTS, Bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
@@ -21,7 +23,7 @@ from edgezo_runtime.safetensors_file import read_header
 
 MODEL = "model.onnx"
 ADAPTER = "adapter.onnx_adapter"
-_QUESTIONS = ("positions", "targets", "candidates")
+_QUESTIONS = ("positions", TARGETS, "candidates")
 
 
 def write_inference_graph(bundle: Bundle, folder: Path) -> None:
@@ -30,11 +32,11 @@ def write_inference_graph(bundle: Bundle, folder: Path) -> None:
     Any ONNX Runtime loads it. An adapter of the bundle is left out: the weights have it merged.
 
     Raises:
-        InputError: the bundle's graph gives no logits.
+        InputError: the bundle's graph is none that edgezo exports.
     """
-    model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
+    model = bundle_graph(bundle.read_graph())
     without_lora(model)
-    _give_logits(model, bundle)
+    _give_output(model, bundle)
     store_weights(model, folder)
     save_model(model, folder)
 
@@ -51,11 +53,11 @@ def write_adapter_graph(bundle: Bundle, tensors: Mapping[str, np.ndarray], folde
         folder: holds `model.safetensors`.
 
     Raises:
-        InputError: the bundle's graph gives no logits.
+        InputError: the bundle's graph is none that edgezo exports.
     """
-    model = ir.from_proto(onnx.load_from_string(bundle.read_graph()))
+    model = bundle_graph(bundle.read_graph())
     write_adapter(model, scale(bundle.manifest.adapter), tensors, folder)
-    _give_logits(model, bundle)
+    _give_output(model, bundle)
     store_weights(model, folder)
     save_model(model, folder)
 
@@ -104,45 +106,60 @@ def _take_transposed(value: ir.Value) -> None:
     value.graph.register_initializer(value)
 
 
-def _give_logits(model: ir.Model, bundle: Bundle) -> None:
-    """Asks for the logits of every token, and gives nothing else."""
-    graph = model.graph
+def _give_output(model: ir.Model, bundle: Bundle) -> None:
+    """Lets the graph ask for no targets, and give what the model is there for.
+
+    That is a file's own output, or logits as transformers gives them: of every token, or of a text.
+    """
+    if bundle.manifest.context_length is None:
+        kept = [value for value in model.graph.outputs if value.name != LOSSES]
+    else:
+        kept = [_logits(model, bundle)]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    common_passes.RemoveUnusedNodesPass()(model)
+    for value in [value for value in model.graph.inputs if value.name in _QUESTIONS]:
+        model.graph.inputs.remove(value)
+    model.metadata_props.clear()
+
+
+def _logits(model: ir.Model, bundle: Bundle) -> ir.Value:
+    """Returns the logits at every position that is worth one; `positions` is not read any more."""
+    graph, form = model.graph, bundle.manifest.form
     inputs = {str(value.name): value for value in graph.inputs}
     outputs = {str(value.name): value for value in graph.outputs}
     chosen = outputs.get("candidate_logits")
     gather = chosen.producer() if chosen is not None else None
     if gather is None or gather.op_type != "Gather" or gather.attributes.get_int("axis", 0) != 1:
         raise InputError(f"the graph of {bundle.folder} gives no logits of a vocabulary")
-    nodes: list[ir.Node] = []
-
-    def add(operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        nodes.append(ir.node(operator, inputs, attributes=attributes or None))
-        nodes[-1].outputs[0].name = f"every_token.{len(nodes)}"
-        return nodes[-1].outputs[0]
-
-    def constant(name: str, value: Any) -> ir.Value:
-        tensor = ir.tensor(np.array(value, np.int64), name=f"every_token.{name}")
-        made = ir.val(str(tensor.name), const_value=tensor)
-        graph.register_initializer(made)
-        return made
-
-    count = add("Size", inputs["input_ids"])
-    every = add("Range", constant("zero", 0), count, constant("one", 1))
-    inputs["positions"].replace_all_uses_with(every)
-    graph.insert_before(graph[0], nodes)
-    tokens = add("Concat", add("Shape", inputs["input_ids"]), constant("rest", [-1]), axis=0)
-    logits = add("Reshape", gather.inputs[0], tokens)
-    graph.extend(node for node in nodes if node.graph is None)
-    shape = inputs["input_ids"].shape
-    assert shape is not None
+    ids = inputs.get("decoder_input_ids", inputs["input_ids"])
+    assert ids.shape is not None and gather.inputs[0] is not None
+    dims: list[Any] = [*ids.shape]
+    make = Maker(graph, "every_token")
+    zero, one = make.constant("zero", 0), make.constant("one", 1)
+    if form["kind"] == "head":
+        count, length = (
+            make.node("Squeeze", make.node("Shape", ids, start=axis, end=axis + 1))
+            for axis in (0, 1)
+        )
+        asked = make.node("Mul", make.node("Range", zero, count, one), length)
+        if form["position"] == -1:
+            axis = make.constant("axis", [1])
+            tokens = make.node("ReduceSum", inputs["attention_mask"], axis, keepdims=0)
+            asked = make.node("Add", asked, make.node("Sub", tokens, one))
+        dims = dims[:1]
+    else:
+        asked = make.node("Range", zero, make.node("Size", ids), one)
+    inputs["positions"].replace_all_uses_with(asked)
+    graph.insert_before(graph[0], make.nodes)
+    make = Maker(graph, "logits")
+    rest = make.constant("rest", [-1])
+    shape = make.node("Concat", make.node("Shape", ids, start=0, end=len(dims)), rest, axis=0)
+    logits = make.node("Reshape", gather.inputs[0], shape)
+    graph.extend(make.nodes)
     logits.name, logits.type = "logits", ir.TensorType(ir.DataType.FLOAT)
-    logits.shape = ir.Shape([*shape, gather.inputs[0].shape[-1]])  # type: ignore[union-attr,index]
-    graph.outputs.clear()
-    graph.outputs.append(logits)
-    common_passes.RemoveUnusedNodesPass()(model)
-    for name in _QUESTIONS:
-        graph.inputs.remove(inputs[name])
-    model.metadata_props.clear()
+    logits.shape = ir.Shape([*dims, gather.inputs[0].shape[-1]])  # type: ignore[index]
+    return logits
 
 
 def store_weights(model: ir.Model, folder: Path) -> None:

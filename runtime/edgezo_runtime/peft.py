@@ -20,7 +20,10 @@ CONFIG = "adapter_config.json"
 #: PEFT wraps the model twice; its file names each tensor by where it then lies.
 PREFIX = "base_model.model."
 #: What the settings of every adapter say.
-CAUSAL = {"task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
+COMMON = {"base_model_name_or_path": None, "inference_mode": True}
+#: What PEFT calls models that write text. Its name for classifiers would make it keep a head of
+#: its own, which knows nothing of LoRA in the head; without a name it takes the model as it is.
+TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 #: Where PEFT says which rows of a matrix an adapter replaces, and where it keeps them.
 _TOKENS, _ROWS = "trainable_token_indices", ".token_adapter.trainable_tokens_delta"
 _A, _B, _WEIGHT = ".lora_A.weight", ".lora_B.weight", ".weight"
@@ -46,7 +49,7 @@ def write_adapter(
     """Writes the adapter of `bundle` into `folder` and returns the SHA-256 of its tensors' file.
 
     A prefix has no settings beside it: PEFT's moves the text's positions, see `peft_prefix`. Nor
-    has what PEFT would put over the base without the rows that it goes with; see `holds`.
+    has what PEFT would compute something else of; see `why_not`.
 
     Args:
         folder: exists.
@@ -59,7 +62,7 @@ def write_adapter(
     """
     front = prefix(bundle.manifest.adapter)
     named = [(front + name, dtypes.FLOAT32, value) for name, value in tensors.items()]
-    if bundle.manifest.adapter["kind"] in _CONFIGS and holds(bundle, start):
+    if bundle.manifest.adapter["kind"] in _CONFIGS and not why_not(bundle, start):
         config = _config(bundle)
         if start is not None:
             ((name, rows),) = start.values.items()
@@ -70,14 +73,27 @@ def write_adapter(
     return safetensors_file.write(folder / ADAPTER, named)
 
 
-def holds(bundle: Bundle, start: Start | None) -> bool:
-    """Whether PEFT has a place for the rows that an adapter goes with: LoRA, for one matrix's."""
-    return start is None or (bundle.manifest.adapter["kind"] == "lora" and len(start.values) == 1)
+def why_not(bundle: Bundle, start: Start | None) -> str:
+    """Returns what keeps PEFT from the adapter of `bundle`, in a few words; empty if nothing does.
+
+    PEFT's virtual tokens go into what writes text: its classifiers read them in place of the text's
+    first token. For the rows that an adapter goes with it has a place in LoRA, for one matrix's.
+    """
+    kind, form = bundle.manifest.adapter.get("kind"), bundle.manifest.form["kind"]
+    if bundle.manifest.context_length is None:
+        return "in a graph of arrays"
+    if kind is None:
+        return ""
+    if kind != "lora" and form not in ("causal", "seq2seq"):
+        return "in a model that writes no text"
+    if start is not None and (kind != "lora" or len(start.values) > 1):
+        return "from fitted rows of the base"
+    return ""
 
 
 def _config(bundle: Bundle) -> dict[str, Any]:
-    adapter = bundle.manifest.adapter
-    return _CONFIGS[adapter["kind"]](bundle) | CAUSAL
+    described = _CONFIGS[bundle.manifest.adapter["kind"]](bundle)
+    return described | COMMON | {"task_type": TASK_TYPES.get(bundle.manifest.form["kind"])}
 
 
 def _prompt_config(bundle: Bundle) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import Bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import write_text
-from edgezo_runtime.peft import ADAPTER, CAUSAL, CONFIG
+from edgezo_runtime.peft import ADAPTER, COMMON, CONFIG, TASK_TYPES
 
 _EMBEDDINGS = "prompt_embeddings"
 _ROTARY = ("llama", "mistral", "qwen2")
@@ -51,7 +51,8 @@ def write_prefix(folder: Path, bundle: Bundle, tensors: Mapping[str, np.ndarray]
         "token_dim": heads * size,
         "num_transformer_submodules": 1,
         "prefix_projection": False,
-        **CAUSAL,
+        **COMMON,
+        "task_type": TASK_TYPES["causal"],
     }
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     joined = np.concatenate(layers, axis=1)  # (virtual tokens, layers * 2 * heads * size)

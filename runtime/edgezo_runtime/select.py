@@ -81,9 +81,9 @@ def blocks(parameters: Sequence[Parameter]) -> dict[str, dict[int, list[Paramete
 def _matching(parameters: Sequence[Parameter], pattern: str) -> list[Parameter]:
     matched = [p for p in parameters if fnmatch.fnmatchcase(p.name, pattern)]
     if not matched:
+        names = f"names look like {parameters[-1].name!r}" if parameters else "the model has none"
         raise InputError(
-            f"--tune {pattern!r} matches no parameter; names look like "
-            f"{parameters[-1].name!r} (`edgezo info` lists them)"
+            f"--tune {pattern!r} matches no parameter; {names} (`edgezo info` lists them)"
         )
     return matched
 

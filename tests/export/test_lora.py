@@ -49,6 +49,8 @@ def outputs(bundle: Bundle, first: dict[str, np.ndarray], batch: dict[str, np.nd
         ("gpt2", {}),
         ("gpt2", {"target": ["all-linear"], "rank": 2}),
         ("llama_tied", {"target": ["model.layers.1.*_proj"]}),
+        ("qwen2", {}),
+        ("mistral_window", {"target": ["all-linear"]}),
     ],
 )
 def test_the_graph_computes_what_peft_does(

@@ -27,7 +27,7 @@ from edgezo_runtime.peft_prefix import write_prefix
 from edgezo_runtime.weights import Weights
 
 BUNDLES = Callable[[str], Path]
-NAMES = ("opt", "llama_tied", "gpt2")
+NAMES = ("opt", "llama_tied", "gpt2", "qwen2")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,7 +37,7 @@ def test_the_graph_computes_what_transformers_does(name: str, bundle_folder: BUN
     assert [p.name for p in added] == [
         f"prefix.{layer}.{what}" for layer in (0, 1) for what in ("keys", "values")
     ]
-    heads = 2 if name == "llama_tied" else 4  # Llama's four query heads share two key heads
+    heads = 4 if name in ("opt", "gpt2") else 2  # Llama's four query heads share two key heads
     assert all(p.shape == (1, heads, 3, 8) for p in added)
     generator = np.random.default_rng(2)
     first = {p.name: generator.standard_normal(p.shape, np.float32) for p in added}

@@ -25,7 +25,7 @@ from edgezo_runtime.weights import Weights
 BUNDLES = Callable[[str], Path]
 
 
-@pytest.mark.parametrize("name", ["opt", "llama_tied", "gpt2"])
+@pytest.mark.parametrize("name", ["opt", "llama_tied", "gpt2", "qwen2"])
 @pytest.mark.parametrize("count", [1, 7])
 def test_the_graph_computes_what_peft_does(name: str, count: int, bundle_folder: BUNDLES) -> None:
     settings = {"kind": "prompt", "virtual_tokens": count}

@@ -30,6 +30,8 @@ DEFAULT_TARGETS = (
     ("query_key_value",),
     ("q", "v"),
 )
+#: Output projections, which `ALL_LINEAR` leaves out as PEFT does.
+_OUTPUTS = ("lm_head.", "embed_out.", "score.", "classifier.weight")
 _WEIGHT = ".weight"
 _ADDED = (".lora_A.weight", ".lora_B.weight")
 
@@ -124,7 +126,7 @@ def _chosen(names: Sequence[str], linear: Iterable[str]) -> set[str]:
     chosen: set[str] = set()
     for name in names:
         if name == ALL_LINEAR:
-            matched = {w for w in linear if not w.startswith(("lm_head.", "embed_out."))}
+            matched = {w for w in linear if not w.startswith(_OUTPUTS)}
         else:
             matched = {w for w in linear if _is_named(_module(w), name)}
         if not matched:

@@ -53,10 +53,16 @@ def add_prefix(
         and the settings in full.
 
     Raises:
-        InputError: a setting is out of range, or the graph has no attention that is known.
+        InputError: a setting is out of range, or the graph has no attention that is known, or an
+            encoder's and a decoder's.
     """
     if virtual_tokens < 1:
         raise InputError(f"virtual_tokens is {virtual_tokens}; use a whole number from 1 on")
+    if any(value.name == "decoder_input_ids" for value in model.graph.inputs):
+        raise InputError(
+            "a prefix goes into models that read one text, and this one has an encoder and a "
+            "decoder: tune it with lora or prompt"
+        )
     layers = [_attention(node) for node in model.graph if _is_attention(node)]
     if not layers:
         raise InputError(f"the graph has no attention that edgezo knows: it looks for {_SOUGHT}")

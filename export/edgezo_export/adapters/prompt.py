@@ -122,8 +122,9 @@ def _at_first(
 
 def _lengthen(make: Maker, inputs: dict[str, ir.Value], shown: ir.Value, count: ir.Value) -> None:
     """Makes the graph read longer ids and masks, and counts the positions accordingly."""
-    ids, mask, positions = (inputs.get(n) for n in ("input_ids", "attention_mask", "positions"))
-    assert ids is not None and mask is not None
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    # A decoder's positions are those of the answer, which stays as long as it is.
+    positions = None if "decoder_input_ids" in inputs else inputs.get("positions")
     old = {value: list(value.uses()) for value in (ids, mask, positions) if value is not None}
     rows = make.node("Shape", ids, start=0, end=1)
 
@@ -134,7 +135,7 @@ def _lengthen(make: Maker, inputs: dict[str, ir.Value], shown: ir.Value, count: 
 
     # A text's padding is on its right; on the left where it is generated.
     seen = [filled("seen", 1, count), mask]
-    seen = seen if positions is not None else seen[::-1]
+    seen = seen if "positions" in inputs else seen[::-1]
     new = {
         ids: make.node("Concat", filled("id", 0, shown), ids, axis=1),
         mask: make.node("Concat", *seen, axis=1),
