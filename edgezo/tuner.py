@@ -74,9 +74,9 @@ class Step:
         a true one.
         """
         slopes = self._found.record.scalars[: self._tuning.method.estimates]
-        if len(slopes) > 1:
-            return float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
-        return float(slopes[0])
+        if len(slopes) == 1:
+            return float(slopes[0])
+        return float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
 
     @property
     def skipped(self) -> bool:

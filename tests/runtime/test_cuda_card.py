@@ -262,12 +262,12 @@ def test_losses_and_terms_on_the_card_are_the_host_s(card: Device) -> None:
 
 def test_a_step_is_queued_while_the_card_is_busy(card: Device, bundle: Path) -> None:
     """Whatever the host might wait for, it would wait for the kernel in front."""
-    assert isinstance(card, CudaDevice)
     spin = card.xp.RawKernel(SPIN, "spin")
     model, tuning = begin(bundle, "cuda", "mezo", {"weight_decay": 0.1})
     for _ in range(4):  # until the shape is recorded
         tuning.step(BatchLoss(model, batch_of(0)), np.float32(1e-3))
-    stream = model.device.queue
+    assert isinstance(model.device, CudaDevice)
+    stream = model.device.stream
     with stream:
         spin((1,), (1,), (np.int64(0),))
     stream.synchronize()

@@ -139,11 +139,11 @@ class Measured(Walk):
     ) -> Callable[[], float]:
         self._arena.add()
         self._arena.foresee(ahead)
-        wait = self._loss.stay() if stay and isinstance(self._loss, Stayable) else None
-        if wait is None:
-            wait = _start(self._loss)
-        else:
-            self._stayed.append(wait)
+        late = _stay(self._loss) if stay else None
+        if late is not None:
+            self._stayed.append(late)
+            return late
+        wait = _start(self._loss)
 
         def read() -> float:
             self.losses.append(wait())
@@ -240,6 +240,11 @@ class Replayed(Walk):
 
     def choice(self, flag: int) -> int:
         return self._record.flags & ~SKIPPED
+
+
+def _stay(loss: Callable[[], float]) -> LateLoss | None:
+    """Starts a loss that stays on the device, if it can."""
+    return loss.stay() if isinstance(loss, Stayable) else None
 
 
 def _start(loss: Callable[[], float]) -> Callable[[], float]:
