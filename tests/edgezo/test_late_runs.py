@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import cuda_stand_in
+import numpy as np
 import pytest
 
+import edgezo
 from edgezo.callbacks import Callback
 from edgezo.run_folder import RunFolder
 from edgezo.settings import Settings
 from edgezo.train import resume, train
 from edgezo.tuner import Step
+from edgezo_runtime.journal import NAME, read
 from edgezo_runtime.methods.rules import Sgd
 
 
@@ -71,3 +74,37 @@ def test_every_step_is_told_and_kept(
     for lines, same in others:
         assert same == files
         assert lines == [pytest.approx(line, rel=1e-9) if "loss" in line else line for line in late]
+
+
+def test_a_tuner_keeps_a_record_when_somebody_asks(
+    tiny_bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_stand_in.install(monkeypatch)
+    model = edgezo.load(tiny_bundle, device="cuda", threads=1)
+    tuner = edgezo.Tuner(model, method="mezo", run=tmp_path / "run")
+    batches = edgezo.batches(data / "train.jsonl", model, batch_size=4, epochs=None)
+
+    def kept() -> int:
+        return len(read(tmp_path / "run" / NAME).records)
+
+    steps = [tuner.step(next(batches)) for _ in range(3)]
+    assert [step.late for step in steps] == [False, False, True]
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert (tuner.step_index, kept()) == (3, 2)
+    for number, ask in enumerate(
+        (
+            lambda: steps[-1].loss,
+            lambda: tuner.skipped,
+            lambda: tuner.snapshot(),
+            lambda: tuner.save(at_step=2),
+            lambda: tuner.save(),
+            lambda: tuner.close(),
+        ),
+        start=3,
+    ):
+        assert kept() == number - 1
+        ask()
+        assert kept() == number
+        assert not steps[-1].late and np.isfinite(steps[-1].loss)
+        if number < 8:
+            steps.append(tuner.step(next(batches)))
