@@ -36,6 +36,13 @@ CASES: Sequence[tuple[str, dict[str, Any]]] = (
     ("one-sided", DECAY),
     ("spsa-n", DECAY),
 )
+#: Some whose updates take numbers alone.
+OTHERS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("mezo", {"median_clip": 1.0, **DECAY}),
+    ("es", DECAY),
+    ("zo-llm-sign", DECAY),
+    ("lezo", DECAY),
+)
 _SHAPES = ((70, 9), (5,), (40, 100), (3, BLOCK_SIZE), (33,))
 
 
@@ -72,21 +79,26 @@ def estimates(
     return [tuning.found(each) for each in taken]
 
 
-def check_steps(bundle: Path, device: str, name: str, settings: dict[str, Any]) -> None:
-    """Checks records and weights against steps that wait, and against a replay on the CPU."""
+def check_steps(bundle: Path, name: str, settings: dict[str, Any], late: bool = True) -> None:
+    """Checks records and weights against steps that wait, and against a replay on the CPU.
+
+    `late` says whether the first may be steps that do not.
+    """
     found = []
     for kind in (BatchLoss, waiting):
-        model, tuning = begin(bundle, device, name, settings)
-        assert tuning.start(kind(model, batch_of(0)), RATE).late == (kind is BatchLoss)
+        model, tuning = begin(bundle, "cuda", name, settings)
+        assert tuning.start(kind(model, batch_of(0)), RATE).late == (late and kind is BatchLoss)
         found.append((estimates(model, tuning, 16, kind), contents(model.arena)))
         other = Weights(open_bundle(bundle), "full", CpuDevice(2))
         Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
         assert contents(model.arena) == contents(other.arena)
-    (late, weights), (known, expected) = found
-    assert [each.record for each in late] == [each.record for each in known]
-    assert sum(each.record.skipped for each in late) == 2
+    (ours, weights), (theirs, expected) = found
+    assert [each.record for each in ours] == [each.record for each in theirs]
+    assert sum(each.record.skipped for each in ours) == 2
+    if clip := settings.get("clip"):
+        assert clip in [abs(each.record.scalars[0]) for each in ours]
     np.testing.assert_allclose(
-        [each.loss for each in late], [each.loss for each in known], rtol=1e-12
+        [each.loss for each in ours], [each.loss for each in theirs], rtol=1e-12
     )
     assert weights == expected
 

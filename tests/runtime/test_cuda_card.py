@@ -244,7 +244,7 @@ def test_slopes_that_stay_are_those_that_are_waited_for(
     card: Device, bundle: Path, name: str, settings: dict[str, Any]
 ) -> None:
     """Records and weights of both, and a replay on the CPU."""
-    check_steps(bundle, "cuda", name, settings)
+    check_steps(bundle, name, settings)
 
 
 @pytest.mark.parametrize("name", ["mezo", "spsa-n"])
