@@ -18,6 +18,7 @@ from late_steps import (
     batch_of,
     begin,
     check_descents,
+    check_float16,
     check_losses,
     check_nothing_is_added,
     check_steps,
@@ -27,6 +28,7 @@ from late_steps import (
     waiting,
 )
 from runtime_helpers import contents
+from tied_bundle import write_tied
 
 from edgezo_runtime import snapshot
 from edgezo_runtime.batch import ArrayBatch, CandidateLoss
@@ -68,6 +70,10 @@ def test_terms_are_the_host_s(card: Device) -> None:
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_steps_are_those_that_wait(bundle: Path, name: str, settings: dict[str, Any]) -> None:
     check_steps(bundle, name, settings)
+
+
+def test_weights_in_float16(card: Device, tmp_path: Path) -> None:
+    check_float16(write_tied(tmp_path, "float16"))
 
 
 @pytest.mark.parametrize("name", ["mezo", "spsa-n"])
