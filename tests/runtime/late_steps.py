@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from classifier_bundle import rows_for_classifier
 from runtime_helpers import contents, fill
+from tied_bundle import rows_for_tied
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import ArrayBatch, CandidateLoss, Objective, RowLoss, TokenLoss
@@ -35,6 +36,13 @@ CASES: Sequence[tuple[str, dict[str, Any]]] = (
     ("qzo", {"clip": 0.25}),
     ("one-sided", DECAY),
     ("spsa-n", DECAY),
+)
+#: Some whose updates take numbers alone.
+OTHERS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("mezo", {"median_clip": 1.0, **DECAY}),
+    ("es", DECAY),
+    ("zo-llm-sign", DECAY),
+    ("lezo", DECAY),
 )
 _SHAPES = ((70, 9), (5,), (40, 100), (3, BLOCK_SIZE), (33,))
 
@@ -65,30 +73,57 @@ def waiting(model: Model, batch: ArrayBatch) -> Callable[[], float]:
 
 
 def estimates(
-    model: Model, tuning: Tuning, steps: int, kind: Callable[..., Callable[[], float]] = BatchLoss
+    model: Model,
+    tuning: Tuning,
+    steps: int,
+    kind: Callable[..., Callable[[], float]] = BatchLoss,
+    batches: Callable[[int], ArrayBatch] = batch_of,
 ) -> list[Estimate]:
     """Takes steps as a training loop does, and returns what they found out."""
-    taken = [tuning.start(kind(model, batch_of(n)), RATE) for n in range(1, steps + 1)]
+    taken = [tuning.start(kind(model, batches(n)), RATE) for n in range(1, steps + 1)]
     return [tuning.found(each) for each in taken]
 
 
-def check_steps(bundle: Path, device: str, name: str, settings: dict[str, Any]) -> None:
-    """Checks records and weights against steps that wait, and against a replay on the CPU."""
+def check_steps(bundle: Path, name: str, settings: dict[str, Any], late: bool = True) -> None:
+    """Checks steps as `compared` does; two of them are skipped."""
+    found = compared(bundle, name, settings, late, batch_of)
+    assert sum(each.record.skipped for each in found) == 2
+    if clip := settings.get("clip"):
+        assert clip in [abs(each.record.scalars[0]) for each in found]
+
+
+def check_float16(bundle: Path) -> None:
+    """Checks steps over weights of `write_tied` in float16, which go by way of the middle."""
+    found = compared(bundle, "mezo", DECAY, True, lambda number: rows_for_tied(8, number % 4))
+    assert not any(each.record.skipped for each in found)
+
+
+def compared(
+    bundle: Path,
+    name: str,
+    settings: dict[str, Any],
+    late: bool,
+    batches: Callable[[int], ArrayBatch],
+) -> list[Estimate]:
+    """Compares records and weights with those of steps that wait, and with a replay on the CPU.
+
+    `late` says whether the first may be steps that do not.
+    """
     found = []
     for kind in (BatchLoss, waiting):
-        model, tuning = begin(bundle, device, name, settings)
-        assert tuning.start(kind(model, batch_of(0)), RATE).late == (kind is BatchLoss)
-        found.append((estimates(model, tuning, 16, kind), contents(model.arena)))
+        model, tuning = begin(bundle, "cuda", name, settings)
+        assert tuning.start(kind(model, batches(0)), RATE).late == (late and kind is BatchLoss)
+        found.append((estimates(model, tuning, 16, kind, batches), contents(model.arena)))
         other = Weights(open_bundle(bundle), "full", CpuDevice(2))
         Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
         assert contents(model.arena) == contents(other.arena)
-    (late, weights), (known, expected) = found
-    assert [each.record for each in late] == [each.record for each in known]
-    assert sum(each.record.skipped for each in late) == 2
+    (ours, weights), (theirs, expected) = found
+    assert [each.record for each in ours] == [each.record for each in theirs]
     np.testing.assert_allclose(
-        [each.loss for each in late], [each.loss for each in known], rtol=1e-12
+        [each.loss for each in ours], [each.loss for each in theirs], rtol=1e-12
     )
     assert weights == expected
+    return ours
 
 
 def check_waits(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

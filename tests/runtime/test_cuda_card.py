@@ -15,6 +15,7 @@ from late_steps import (
     CASES,
     begin,
     check_descents,
+    check_float16,
     check_losses,
     check_nothing_is_added,
     check_steps,
@@ -244,7 +245,11 @@ def test_slopes_that_stay_are_those_that_are_waited_for(
     card: Device, bundle: Path, name: str, settings: dict[str, Any]
 ) -> None:
     """Records and weights of both, and a replay on the CPU."""
-    check_steps(bundle, "cuda", name, settings)
+    check_steps(bundle, name, settings)
+
+
+def test_slopes_that_stay_with_weights_in_float16(card: Device, tmp_path: Path) -> None:
+    check_float16(write_tied(tmp_path, "float16"))
 
 
 @pytest.mark.parametrize("name", ["mezo", "spsa-n"])

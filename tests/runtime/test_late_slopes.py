@@ -13,10 +13,12 @@ from classifier_bundle import write_classifier
 from late_steps import (
     CASES,
     DECAY,
+    OTHERS,
     RATE,
     batch_of,
     begin,
     check_descents,
+    check_float16,
     check_losses,
     check_nothing_is_added,
     check_steps,
@@ -26,6 +28,7 @@ from late_steps import (
     waiting,
 )
 from runtime_helpers import contents
+from tied_bundle import write_tied
 
 from edgezo_runtime import snapshot
 from edgezo_runtime.batch import ArrayBatch, CandidateLoss
@@ -66,7 +69,11 @@ def test_terms_are_the_host_s(card: Device) -> None:
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_steps_are_those_that_wait(bundle: Path, name: str, settings: dict[str, Any]) -> None:
-    check_steps(bundle, "cuda", name, settings)
+    check_steps(bundle, name, settings)
+
+
+def test_weights_in_float16(card: Device, tmp_path: Path) -> None:
+    check_float16(write_tied(tmp_path, "float16"))
 
 
 @pytest.mark.parametrize("name", ["mezo", "spsa-n"])
@@ -76,13 +83,9 @@ def test_a_step_waits_for_the_one_before(
     check_waits(bundle, name, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("mezo", {"median_clip": 1.0}), ("es", {}), ("zo-llm-sign", {})]
-)
+@pytest.mark.parametrize(("name", "settings"), OTHERS)
 def test_others_wait_as_ever(bundle: Path, name: str, settings: dict[str, Any]) -> None:
-    model, tuning = begin(bundle, "cuda", name, settings)
-    assert not tuning.start(BatchLoss(model, batch_of(0)), RATE).late
-    assert len(tuning.journal.records) == 1
+    check_steps(bundle, name, settings, late=False)
 
 
 def test_a_batch_in_parts_waits(bundle: Path) -> None:
@@ -128,8 +131,9 @@ def test_whoever_asks_finds_the_last_step(bundle: Path, tmp_path: Path) -> None:
         if number == 2:
             snapshot.write(tmp_path / "run", number, model.weights, tuning.method.state)
         if number == 4:
-            tuning.rewind(3)
-            assert tuning.steps == 4 and contents(model.arena) == states[2]
+            for step in (4, 3):
+                tuning.rewind(step)
+                assert tuning.steps == 4 and contents(model.arena) == states[step - 1]
     with pytest.raises(EdgezoError, match="ONNX Runtime failed"):
         tuning.start(BatchLoss(model, rows_without_columns()), RATE)
     assert tuning.steps == 5
