@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from edgezo.settings import (
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
-from edgezo.tuner import Step, Tuner
+from edgezo.tuner import Step, Tuner, check_run
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
@@ -42,6 +43,9 @@ from edgezo_runtime.methods.options import choose
 from edgezo_runtime.methods.probe import PROBES
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.tuning import begin_adapter
+
+#: Gives the examples of a step's batch, and of the one with true gradients if that is another.
+Order = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ def train(
     callback = callback or Callback()
     check_prefix(model, data, settings)
     head = head_start(model, data, settings, callback)
+    if data.notes["task"].get("own_tokens") and not model.weights.start:
+        data = prepare(model, dataclasses.replace(settings, start=BASE))
+    order = batch_order(data, settings)
     resolved = settings.to_dict() | {"start": PROBE if model.weights.start else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -112,7 +119,7 @@ def train(
     run = RunFolder.create(settings.out) if settings.prefix_cache else RunFolder(settings.out)
     with cached_prefix(model, run, data, settings, callback):
         tuner = _tuner(model, settings, data, resolved)
-        return _loop(tuner, run, settings, data, callback, head)
+        return _loop(tuner, run, settings, data, order, callback, head)
 
 
 def _tuner(
@@ -137,13 +144,23 @@ def _tuner(
 
 
 def check_method(settings: RunSettings) -> None:
-    """Raises InputError if there is no such method, or the settings ask what it cannot do."""
+    """Raises InputError if there is no such method, or the settings ask what it cannot do.
+
+    It needs neither model nor data, so that nobody waits for either to hear it.
+    """
     known = METHODS.get(settings.method)
     if known is None:
         raise InputError(f"method {settings.method!r} is unknown; use one of " + ", ".join(METHODS))
     own = {name: getattr(settings, name) for name in METHOD_SETTINGS} | (settings.options or {})
     given = {name: value for name, value in own.items() if value is not None}
     choose(known, f"method {settings.method}", given)
+    for name, owners in (("zo_batch_size", MIXED), ("length_limit", MIXED[:1])):
+        if getattr(settings, name) is not None and settings.method not in owners:
+            raise InputError(
+                f"{name} is a setting of {' and '.join(owners)}, not of {settings.method}"
+            )
+    rate = None if isinstance(settings.lr, str) else settings.lr
+    check_run(rate, settings.schedule, settings.steps, settings.seed)
     if not issubclass(known, FirstOrder):
         return
     if settings.keep == "best":
@@ -226,9 +243,10 @@ def resume(
                 f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
                 f"would have: restore {settings.data}, or start a new run"
             )
+    order = batch_order(data, settings)
     tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
     with contextlib.closing(tuner), cached_prefix(model, run, data, settings, callback):
-        return _loop(tuner, run, settings, data, callback)
+        return _loop(tuner, run, settings, data, order, callback)
 
 
 def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFolder) -> None:
@@ -254,22 +272,17 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
             )
 
 
-def batch_order(
-    data: TrainingData, settings: RunSettings
-) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+def batch_order(data: TrainingData, settings: RunSettings) -> Order:
     """Returns what says which examples form the batch of a step.
 
     It gives two sets of them where true gradients are of another batch than the estimate.
 
     Raises:
-        InputError: a setting is not one of the method, or the rows cannot be assigned.
+        InputError: the rows cannot be assigned.
     """
     lengths = [example.length for example in data.train]
     size = settings.batch_size
     if settings.method not in MIXED:
-        for name in ("zo_batch_size", "length_limit"):
-            if getattr(settings, name) is not None:
-                raise InputError(f"{name} is a setting of {MIXED[0]}, not of {settings.method}")
         plan = BatchPlan(lengths, size, settings.seed)
         return lambda step: (plan.indices(step), None)
     assign = settings.method == MIXED[0]
@@ -283,10 +296,10 @@ def _loop(
     run: RunFolder,
     settings: RunSettings,
     data: TrainingData,
+    order: Order,
     callback: Callback,
     head: HeadStart | None = None,
 ) -> Result:
-    order = batch_order(data, settings)
     metrics: Metrics | None = None
     kept = settings.steps
     skipped = tuner.skipped

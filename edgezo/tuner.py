@@ -146,17 +146,14 @@ class Tuner:
         notes: dict[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if lr is not None:
-            _check_rate(lr)
-            if probe is not None:
-                raise InputError("lr is given and probe too: give one of them")
+        check_run(lr, schedule, steps, seed)
+        if lr is not None and probe is not None:
+            raise InputError("lr is given and probe too: give one of them")
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
                 "make a bundle of the tuned weights with `edgezo replay`"
             )
-        learning_rate(0.0, schedule, 1, steps)
-        Direction(seed, 1)  # refuses a seed out of range
         self.model = model
         if method is None:
             recipe = recipe_for(model.bundle.manifest, model.weights.tune)
@@ -346,6 +343,14 @@ class Tuner:
                 self._tuning.keep()
             finally:
                 self._tuning.journal.close()
+
+
+def check_run(lr: float | None, schedule: str, steps: int | None, seed: int) -> None:
+    """Raises InputError if a setting that every method has is out of range; None: not given."""
+    if lr is not None:
+        _check_rate(lr)
+    learning_rate(0.0, schedule, 1, steps)
+    Direction(seed, 1)  # refuses a seed out of range
 
 
 def _check_rate(lr: float) -> None:
