@@ -33,7 +33,7 @@ from edgezo.settings import (
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
-from edgezo.tuner import Tuner, check_run
+from edgezo.tuner import Step, Tuner, check_run
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
@@ -314,6 +314,25 @@ def _loop(
         tuner.close()
         raise
 
+    unreported: tuple[Step, float] | None = None
+
+    def report() -> None:
+        nonlocal unreported, skipped
+        if unreported is None:
+            return
+        (step, seconds), unreported = unreported, None
+        skipped += step.skipped
+        metrics_file.write(
+            step=step.number,
+            loss=step.loss,
+            projected_grad=step.projected_grad,
+            lr=step.lr,
+            skipped=step.skipped,
+            forwards=step.forwards,
+            seconds=round(seconds, 4),
+        )
+        callback.on_step(step, seconds)
+
     def evaluate_now() -> Metrics:
         found = evaluate_held_out(tuner.model, data.task, data.held_out, data.held_rows, settings)
         metrics_file.write(step=tuner.step_index, eval=found.to_json())
@@ -331,24 +350,22 @@ def _loop(
             before = time.perf_counter()
             chosen, exact = order(tuner.step_index + 1)
             batch = data.batch(chosen)
-            step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
-            seconds = time.perf_counter() - before
-            skipped += step.skipped
-            metrics_file.write(
-                step=step.number,
-                loss=step.loss,
-                projected_grad=step.projected_grad,
-                lr=step.lr,
-                skipped=step.skipped,
-                forwards=step.forwards,
-                seconds=round(seconds, 4),
-            )
-            callback.on_step(step, seconds)
-            if step.number < settings.steps and _due(step.number, settings.snapshot_every):
+            try:
+                step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
+            finally:
+                report()  # of the step before, where it was late: the device is busy with this one
+            unreported = step, time.perf_counter() - before
+            more = step.number < settings.steps
+            snap = more and _due(step.number, settings.snapshot_every)
+            look = more and _due(step.number, settings.eval_every)
+            if snap or look or not more or not step.late:
+                report()
+            if snap:
                 tuner.snapshot()
-            if step.number < settings.steps and _due(step.number, settings.eval_every):
+            if look:
                 metrics = evaluate_if(data.held_out, evaluate_now)
             if callback.should_stop():
+                report()
                 if not tuner.replays:
                     tuner.snapshot()
                 break
