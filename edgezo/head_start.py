@@ -87,11 +87,14 @@ def fit_head(
         batch_size: rows per forward pass.
 
     Raises:
-        NoStart: see `check_start`; or the labels' logits are more than products and biases.
+        NoStart: see `check_start`; or the labels' logits are more than products and biases, or all
+            examples have the same label.
     """
     began = time.perf_counter()
     labelled, revealed = _revealed(model, task)
     rows, labels = np.asarray(labelled.candidates, np.int64), labelled.right(train)
+    if len(np.unique(labels)) < 2:
+        raise NoStart("its training rows all have one label, which tells nothing of the others")
     names = [name for name in (revealed.weight, revealed.bias) if name is not None]
     there, first = (
         np.column_stack([_rows_of(model, name, chosen) for name in names])

@@ -304,6 +304,7 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("--method", "addax-wa", "--length-limit", 9),
         ("length_limit is a setting of addax, not of addax-wa",),
     ),
+    "nothing to evaluate on": (("--eval-every", 2), ("eval_every is 2", "give eval_data")),
     "no rows left to train on": (("--eval-examples", 120), ("120 rows; some to train on and 120",)),
     "no rows left to hold out": (
         ("--examples", 120, "--eval-examples", 1),

@@ -277,6 +277,16 @@ def test_words_that_begin_alike(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (run / "model.safetensors").read_bytes() == weights
 
 
+def test_one_label_alone_is_no_start(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A fit of it would say that label of every row."""
+    same = write_rows(tmp_path / "rows.jsonl", [row | {"label": "positive"} for row in ROWS[:6]])
+    asked = ("train", tiny_bundle, "--data", same, "--label-words", WORDS, *FLAGS, "--steps", 1)
+    refused(called(*asked, "--start", "probe", "--out", tmp_path / "a"), 2, "all have one label")
+    done = called(*asked, "--start", "auto", "--out", tmp_path / "b")
+    assert done.status == 0 and not (tmp_path / "b" / FILE).exists(), done.err
+    assert "no start from a probe: its training rows all have one label" in done.err
+
+
 def test_without_a_start_words_that_begin_alike_are_scored_whole(
     tiny_bundle: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
