@@ -37,6 +37,7 @@ from edgezo.tuner import Step, Tuner, check_run
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.methods import METHODS
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.options import choose
@@ -99,6 +100,8 @@ def train(
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     check_method(settings)
+    if graph := METHODS[settings.method].graph:
+        check_graph(model.bundle, model.device, graph)
     data = prepare(model, settings)
     callback = callback or Callback()
     check_prefix(model, data, settings)

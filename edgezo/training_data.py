@@ -152,6 +152,12 @@ def _divided(
 ) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
     """Returns the rows to train on and the held-out ones, as the settings draw them."""
     rest: Rows | ArrayRows | None = None
+    held_back = 0 if settings.eval_data else settings.eval_examples or 0
+    if held_back and isinstance(rows, Rows) and len(rows) < held_back + (settings.examples or 1):
+        raise InputError(
+            f"{rows.path or 'the data'} has {len(rows)} rows; {settings.examples or 'some'} to "
+            f"train on and {held_back} to hold out were asked"
+        )
     if settings.examples or settings.shots or (settings.eval_examples and not settings.eval_data):
         if not isinstance(rows, Rows):
             raise InputError("examples are drawn from rows of text, and this model takes arrays")

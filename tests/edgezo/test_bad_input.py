@@ -304,6 +304,13 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("--method", "addax-wa", "--length-limit", 9),
         ("length_limit is a setting of addax, not of addax-wa",),
     ),
+    "no rows left to train on": (("--eval-examples", 120), ("120 rows; some to train on and 120",)),
+    "no rows left to hold out": (
+        ("--examples", 120, "--eval-examples", 1),
+        ("has 120 rows; 120 to train on and 1 to hold out were asked",),
+    ),
+    "an adapter among other things": (("--tune", "norm,lora"), ("--tune lora adds weights",)),
+    "a method of gradients": (("--method", "adamw"), ("has no gradient graph",)),
     "one label word": (("--label-words", "negative"), ("one label",)),
     "an option there is none of": (("--odd", 1), ("--odd",)),
 }
@@ -329,7 +336,9 @@ def test_nobody_waits_to_hear_of_a_bad_setting(
 
 def test_rows_that_addax_cannot_assign_leave_no_run(tiny_bundle: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "film", "completion": " good"}] * 4)
-    refuse_train(tiny_bundle, rows, "--method", "addax", parts=("no row is longer", "addax-wa"))
+    exact = tmp_path / "exact.edgezo"
+    assert called("export", tiny_bundle, "--gradients", "--out", exact).status == 0
+    refuse_train(exact, rows, "--method", "addax", parts=("no row is longer", "addax-wa"))
 
 
 CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
