@@ -22,8 +22,11 @@ from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
 from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
+from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.methods import METHODS
 
 RESULTS = "results.jsonl"
@@ -92,6 +95,9 @@ def plan(
         InputError: a setting is wrong, or a task has no held-out rows.
     """
     runs = []
+    for name in (*tasks, *methods):
+        if Path(name).name != name:
+            raise InputError(f"{name!r} is to name a folder of the comparison: take one without /")
     for task, of_task in tasks.items():
         known = {"prompt": task} if task in names() else {}
         for method, of_method in {ZERO_SHOT: {}, **methods}.items():
@@ -110,6 +116,9 @@ def plan(
                         + ", ".join((DEFAULT, *METHODS, *baselines.NAMES))
                     )
                 check_method(made)
+                if graph := METHODS[made.method].graph:
+                    device = open_device(made.device, made.threads)
+                    check_graph(open_bundle(made.bundle), device, graph)
                 if not (made.eval_data or made.eval_examples):
                     raise InputError(
                         f"task {task} has no rows to evaluate on; write it as "

@@ -30,6 +30,13 @@ _INK, _MUTED, _LINE, _SERIES, _SECOND = _VARIABLES
 _SIZE = (5.6, 3.0)  # inches
 _MOST_POINTS = 2000  # of one line; more cannot be told apart and make a heavy page
 _FAINT = 0.3
+#: What is drawn of evaluations: name, title, and what it is multiplied by.
+_HELD_OUT = (
+    ("f1", "Held-out F1, %", 100),
+    ("em", "Held-out exact match, %", 100),
+    ("accuracy", "Held-out accuracy, %", 100),
+    ("perplexity", "Held-out perplexity", 1),
+)
 
 
 def available() -> bool:
@@ -70,10 +77,9 @@ def _charts(
 ) -> Iterator[tuple[str, Callable[[Axes], None]]]:
     if steps:
         yield "Loss of each batch", lambda axes: _loss(axes, steps, evals)
-    for key, title in (("accuracy", "Held-out accuracy, %"), ("perplexity", "Held-out perplexity")):
+    for key, title, scale in _HELD_OUT:
         points = _points(evals, lambda line, key=key: line["eval"].get(key))
         if points[0]:
-            scale = 100 if key == "accuracy" else 1
             yield (
                 title,
                 lambda axes, p=points, s=scale: _held_out(axes, p[0], [s * y for y in p[1]]),

@@ -247,6 +247,23 @@ def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -
         list(compare(other, tmp_path / "out", unseen))
 
 
+@pytest.mark.parametrize(
+    ("task", "method", "message"),
+    [
+        ("../mine", "mezo", "'../mine' is to name a folder"),
+        ("mine", "es/few", "'es/few' is to name a folder"),
+        ("mine", "adamw", "has no gradient graph"),  # before the others have run for hours
+    ],
+)
+def test_what_is_refused_before_anything_runs(
+    tiny_bundle: Path, data: Path, tmp_path: Path, task: str, method: str, message: str
+) -> None:
+    rows = {"data": str(data / "train.jsonl"), "eval_data": str(data / "dev.jsonl")}
+    methods = {"mezo": {}, method: {"method": "es"} if "/" in method else {}}
+    with pytest.raises(EdgezoError, match=message):
+        plan(str(tiny_bundle), {task: rows}, methods, [0], {}, tmp_path)
+
+
 def test_search_halves_and_goes_on(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     settings = Settings(
         bundle=str(tiny_bundle),
