@@ -3,15 +3,15 @@
 python benchmarks/choosing.py [FOLDER] [--record]
 
 FOLDER is that of one or more calls of `edgezo compare`; of a line that was run with several
-settings the last ones count. Prints a table for each task. With --record the rows and their curves
-go to results/choosing.json, and a figure for each task and the tables to docs/. Without FOLDER all
-is made again from what was recorded.
+settings the last ones count, and of a run that is not finished its curve alone. Prints a table for
+each task. With --record the rows and their curves go to results/choosing.json, and a figure for
+each task and the tables to docs/. Without FOLDER all is made again from what was recorded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from recording import FOLDER, RESULTS
 
-from edgezo.compare import BASELINE, read, score_of, table
+from edgezo.compare import BASELINE, PLACES, family_of, read, table
 from edgezo.compare_charts import paint_curves, paint_memory
-from edgezo.compare_lines import FAMILIES, UNITS, lines_of, with_curves
+from edgezo.compare_lines import FAMILIES, UNITS, judged_by, lines_of, with_curves
 from edgezo.finite_json import finite_json
+from edgezo.objectives import LOSS
+from edgezo.run_folder import RunFolder, is_run
 from edgezo_runtime.files import write_text
 
 PAGE = FOLDER.parent / "docs" / "choosing.md"
@@ -34,6 +37,7 @@ RECORD = RESULTS / "choosing.json"
 MARKS = ("<!-- the tables of benchmarks/choosing.py -->\n", "<!-- their end -->\n")
 _STYLE: Any = {
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],  # each text names them all
     "svg.fonttype": "none",  # text stays text: a third of the size
     "svg.hashsalt": "edgezo",
     "axes.spines.top": False,
@@ -49,7 +53,7 @@ def main(folder: Path | None, keep: bool) -> None:
     """Show what a comparison reached, and in which time and memory."""
     rows = json.loads(RECORD.read_text("utf-8")) if folder is None else compared(folder)
     tasks: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["task"]):
         tasks.setdefault(row["task"], []).append(row)
     if not tasks:
         raise click.ClickException(f"{folder} holds no rows: give a folder of `edgezo compare`")
@@ -67,33 +71,60 @@ def compared(folder: Path) -> list[Row]:
 
     Of a line only those of its last settings, and of these the last of each seed.
     """
+    told = read(folder)
     found: dict[tuple[Any, ...], Row] = {}
-    kept = {(row["task"], row["method"]): row["settings_id"] for row in read(folder)}
-    for row in read(folder):
+    kept = {(row["task"], row["method"]): row["settings_id"] for row in told}
+    for row in told:
         line = (row["task"], row["method"])
         if row["settings_id"] == kept[line]:
             found[(*line, row["seed"])] = row
-    rows = sorted(found.values(), key=lambda row: FAMILIES.index(row["family"]))
-    return [
-        {name: value for name, value in row.items() if name != "run"}
-        for row in with_curves(folder, rows)
-    ]
+    rows = [*found.values(), *unfinished(folder, {row["run"] for row in told})]
+    rows.sort(key=lambda row: FAMILIES.index(row["family"]))
+    return [_public(row) for row in with_curves(folder, rows)]
+
+
+def unfinished(folder: Path, told: Set[str | None]) -> Iterator[Row]:
+    """Yields a row for each run that none tells of, with the steps that were `taken`."""
+    for path in sorted(folder.glob("*/*/seed-*")):
+        task, method, _ = path.relative_to(folder).parts
+        name = path.relative_to(folder).as_posix()
+        if name not in told and is_run(path):
+            run = RunFolder(path)
+            settings = run.read_settings()
+            yield {
+                "task": task,
+                "method": method,
+                "family": family_of(settings["method"]),
+                "seed": settings["seed"],
+                "settings": settings,
+                "taken": sum("loss" in line for line in run.read_metrics()),
+                "run": name,
+            }
+
+
+def _public(row: Row) -> Row:
+    """Returns a row without the machine's paths."""
+    settings = {n: v for n, v in row["settings"].items() if n not in PLACES}
+    if settings.get("prompt"):
+        settings["prompt"] = Path(settings["prompt"]).name
+    return {n: v for n, v in row.items() if n != "run"} | {"settings": settings}
 
 
 def as_table(rows: Sequence[Row]) -> str:
     """Returns what the runs of one task have in common, and a table of its lines."""
-    tuned = [row for row in rows if row["family"] != BASELINE] or rows
-    devices = sorted({row["device"] for row in rows})
-    commits = sorted({row["commit"][:8] for row in rows if row["commit"]})
+    done = [row for row in rows if "taken" not in row]
+    tuned = [row for row in done if row["family"] != BASELINE] or done
+    places = " and ".join(sorted({row["device"] for row in done}))
+    if commits := sorted({row["commit"][:8] for row in done if row["commit"]}):
+        places += ", commit " + " and ".join(commits)
+    first = {row["method"]: row for row in reversed(rows)}
     lines = [
-        f"{rows[0]['task']}, {rows[0]['split']}: {max(row['examples'] for row in rows):,} training "
-        f"rows, batches of {tuned[0]['batch']}, on {' and '.join(devices)}, commit "
-        f"{' and '.join(commits)}.\n",
+        f"**{rows[0]['task']}**: {max(row['examples'] for row in done):,} training rows, batches "
+        f"of {tuned[0]['batch']}, on {places}.\n",
         "| method | family | rate | steps | seeds | forwards | seconds | memory | score |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first = {row["method"]: row for row in reversed(rows)}
-    for _, method, seeds, forwards, seconds, memory, score, _ in table(rows)[1:]:
+    for _, method, seeds, forwards, seconds, memory, score, _ in table(done)[1:]:
         row = first[method]
         chosen = row["settings"] if row["family"] != BASELINE else {}
         rate, steps = chosen.get("lr"), chosen.get("steps")
@@ -105,6 +136,13 @@ def as_table(rows: Sequence[Row]) -> str:
             *(seeds, forwards, seconds, memory.replace(" x", ""), score),
         )
         lines.append("| " + " | ".join(cells) + " |")
+    stopped = [
+        f"`{row['method']}` after {row['taken']:,} of {row['settings']['steps']:,} steps"
+        for row in rows
+        if "taken" in row
+    ]
+    if stopped:
+        lines.append("\nNot finished, and in the left figure alone: " + ", ".join(stopped) + ".")
     return "\n".join(lines) + "\n"
 
 
@@ -116,8 +154,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             1, 2, figsize=(10, 4), sharey=True, layout="constrained"
         )
         left.set_xscale("log")
-        name, _ = score_of(rows[0])
-        left.set_ylabel(f"held-out {name}" + (", %" if name != "loss" else ""))
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.xaxis.set_major_formatter(ScalarFormatter())
+        left.xaxis.set_minor_locator(NullLocator())
+        name = judged_by(rows)
+        left.set_ylabel(f"held-out {name}" + (", %" if name != LOSS else ""))
         paint_curves(lines, UNITS.index("seconds"), left)
         paint_memory(lines, right)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -41,8 +41,8 @@ DEFAULT = "default"
 BASELINE = "baseline"
 #: What an evaluation is judged by: the first of these that it has.
 SCORES = ("accuracy", "f1", "em")
-# Settings that say where things lie, and not what is compared.
-_PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
+#: Settings that say where things lie, and not what is compared.
+PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -276,13 +276,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
+def family_of(method: str) -> str:
+    """Returns which methods a method is compared with."""
+    return getattr(METHODS[method], "family", "forward-only")
+
+
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _PLACES}
+    return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
     lines = [line for line in result.run.read_metrics() if "forwards" in line]
-    found = _fields(run, getattr(METHODS[run.settings.method], "family", "forward-only"))
+    found = _fields(run, family_of(run.settings.method))
     metrics = result.metrics.to_json() if result.metrics else {}
     return (
         found

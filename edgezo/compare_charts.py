@@ -18,7 +18,7 @@ MEMORY = "peak memory / that of inference"
 _MARKERS = dict(zip(FAMILIES, ("D", "o", "s", "^"), strict=True))
 _STYLES = ("-", "--", ":", "-.")
 _COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's cycle, without its gray
-_MARKED = 12  # evaluations of a curve, about
+_MARKED = 8  # evaluations of a curve, about
 _ROOM = 0.3  # of the width, right of the last point, for names
 _SIZE, _LINE = 7.5, 9.0  # of a name and of a line of text, in points
 _NEAR = 6.0  # points between a name and what it names
@@ -63,13 +63,14 @@ def paint_curves(lines: Sequence[Line], axis: int, axes: Axes) -> None:
 
 
 def paint_memory(lines: Sequence[Line], axes: Axes) -> None:
-    """Draws a point for each line whose memory was measured."""
+    """Draws a point for each line whose memory was measured, and where that of inference is."""
     ends = []
     for line, colour, _ in _looks(lines):
         if line.memory is not None and math.isfinite(line.score):
             axes.plot(line.memory, line.score, _MARKERS[line.family], color=colour, ms=6)
             ends.append(_Named(line.name, line.family, colour, line.memory, line.score))
     _finish(axes, ends, MEMORY)
+    axes.axvline(1, color="gray", lw=0.7, ls=":")  # names need not keep clear of it
 
 
 def _looks(lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
@@ -127,7 +128,7 @@ def _name(axes: Axes, ends: Sequence[_Named]) -> None:
         zip(places, ends, data, strict=True), key=lambda each: -each[0][1]
     ):
         level = end.x is None  # its name stands on it
-        spots = list(_spots(*place, _width(end.name), level))
+        spots = list(_spots(place[0], place[1], _width(end.name), level))
         seen = [spot for spot in spots if _within(spot.box, area)]
         spot = min(seen or spots, key=hidden)  # of equals the nearest
         taken.append(spot.box)

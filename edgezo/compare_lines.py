@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgezo.compare import BASELINE, score_of
+from edgezo.objectives import LOSS
 from edgezo.run_folder import RunFolder
 
 #: A run's evaluations: its forward passes and seconds so far, and what it scored.
 Curve = list[tuple[int, float, float]]
 #: What a curve's first and second numbers count.
 UNITS = ("forward passes", "seconds")
-FAMILIES = (BASELINE, "forward-only", "hybrid", "first-order")
+FAMILIES: tuple[str, ...] = (BASELINE, "forward-only", "hybrid", "first-order")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Line:
     Attributes:
         name: the line's in the comparison.
         family: one of `FAMILIES`.
-        score: percent, or a loss.
+        score: percent, or a loss; NaN where no run is finished.
         memory: peak memory over that of inference; None where it was not measured.
         curve: of its evaluations, scores as `score`; empty for a baseline.
     """
@@ -54,7 +55,7 @@ def _curve(run: Path) -> Curve:
             forwards += line["forwards"]
             seconds += line["seconds"]
         elif "eval" in line:
-            found.append((forwards, round(seconds, 2), score_of(line["eval"])[1]))
+            found.append((forwards, round(seconds, 4), score_of(line["eval"])[1]))
     return found
 
 
@@ -63,11 +64,16 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["method"], []).append(row)
-    return [_line(name, group) for name, group in groups.items()]
+    scale = 1 if judged_by(rows) == LOSS else 100
+    return [_line(name, group, scale) for name, group in groups.items()]
 
 
-def _line(name: str, rows: Sequence[Mapping[str, Any]]) -> Line:
-    scale = 1 if score_of(rows[0])[0] == "loss" else 100
+def judged_by(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns what the rows of one task are judged by."""
+    return next((name for name, _ in map(score_of, rows) if name != LOSS), LOSS)
+
+
+def _line(name: str, rows: Sequence[Mapping[str, Any]], scale: int) -> Line:
     ratios = [row["memory_ratio"] for row in rows if row.get("memory_ratio") is not None]
     memory = statistics.fmean(ratios) if ratios else None
     curves = [row["curve"] for row in rows if row["curve"]]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgezo import report_charts
-from edgezo.compare import score_of, table
+from edgezo.compare import table
 from edgezo.compare_charts import MEMORY, paint_curves, paint_memory
-from edgezo.compare_lines import UNITS, Line, lines_of, with_curves
+from edgezo.compare_lines import UNITS, Line, judged_by, lines_of, with_curves
+from edgezo.objectives import LOSS
 from edgezo.report import figures, grid, section, write_page
 
 PAGE = "comparison.html"
@@ -31,9 +32,9 @@ def write_comparison(out: Path, rows: Sequence[Mapping[str, Any]]) -> Path | Non
     charts = []
     for number, task in enumerate(dict.fromkeys(row["task"] for row in rows)):
         of_task = [row for row in rows if row["task"] == task]
-        name, _ = score_of(of_task[0])
+        name = judged_by(of_task)
         drawn = _draw(f"t{number}", lines_of(with_curves(out, of_task)))
-        shown = name if name == "loss" else f"{name}, %"
+        shown = name if name == LOSS else f"{name}, %"
         charts += [(f"{task}: held-out {shown}, by {unit}", svg) for unit, svg in drawn]
     heading, *lines = table(rows)
     path = out / PAGE

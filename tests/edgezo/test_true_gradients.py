@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgezo_runs import called
-from gradient_batches import OBJECTIVES, batch_of
+from gradient_batches import OBJECTIVES, batch_of, torch_gradients
 
 from edgezo_export.adapters.base import adapt
 from edgezo_export.gradients.reverse import gradient_graph
 from edgezo_export.shipped_graphs import shipped_folder
 from edgezo_export.signature import read_signature
-from edgezo_runtime.batch import Batch, CandidateLoss, OptionLoss
 from edgezo_runtime.bundle import Manifest, open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.first_order import stages
@@ -21,30 +20,6 @@ from edgezo_runtime.first_order.graph import Graph
 from edgezo_runtime.first_order.session import GradientSession
 from edgezo_runtime.select import select
 from edgezo_runtime.weights import Weights
-
-torch = pytest.importorskip("torch")
-
-
-def torch_gradients(folder: Path, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-    """Returns loss and gradients as transformers and torch compute them."""
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
-    logits = model(input_ids=ids, attention_mask=mask).logits.reshape(-1, 512)[batch.positions]
-    chosen = logits.log_softmax(1)[torch.arange(4), torch.from_numpy(batch.targets)]
-    if isinstance(batch.objective, CandidateLoss):
-        labels = torch.from_numpy(batch.objective.labels)
-        loss = cross_entropy(logits[:, torch.from_numpy(batch.candidates)], labels)
-    elif isinstance(batch.objective, OptionLoss) and batch.objective.mean:
-        loss = cross_entropy(chosen[None, :2], torch.tensor([1])) / 2  # a row of one has no loss
-    elif isinstance(batch.objective, OptionLoss):
-        loss = cross_entropy(chosen.reshape(2, 2), torch.from_numpy(batch.objective.labels))
-    else:
-        loss = -chosen.mean()
-    loss.backward()
-    return loss.item(), {n: np.asarray(p.grad) for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
