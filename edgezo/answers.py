@@ -12,7 +12,7 @@ import numpy as np
 
 from edgezo.data.rows import Rows, text_value
 from edgezo.generate import generate_batch
-from edgezo.tasks.base import Task
+from edgezo.tasks.base import BaseTask
 from edgezo.tasks.generate import Generate
 from edgezo.tasks.template import fit
 from edgezo_runtime.errors import InputError
@@ -88,9 +88,21 @@ def fitted_prompts(
     ]
 
 
+def check_metrics(task: BaseTask, metrics: Sequence[str]) -> None:
+    """Raises InputError if there is no such metric, or the answers to `task` are no texts."""
+    for name in metrics:
+        if name not in METRICS:
+            raise InputError(f"metric is {name!r}; use one of {', '.join(METRICS)}")
+    if not isinstance(task, Generate):
+        raise InputError(
+            f"task {task.name} has no completion to compare answers with; give rows of "
+            '{"prompt", "completion"}, or leave the metrics out'
+        )
+
+
 def evaluate_answers(
     model: Model,
-    task: Task,
+    task: BaseTask,
     rows: Rows,
     metrics: Sequence[str] = tuple(METRICS),
     max_tokens: int = 64,
@@ -111,14 +123,8 @@ def evaluate_answers(
     Raises:
         InputError: another task, an unknown metric, a bad row, or answers longer than the context.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise InputError(f"metric is {name!r}; use one of {', '.join(METRICS)}")
-    if not isinstance(task, Generate):
-        raise InputError(
-            f"task {task.name} has no completion to compare answers with; give rows of "
-            '{"prompt", "completion"}, or leave the metrics out'
-        )
+    check_metrics(task, metrics)
+    assert isinstance(task, Generate)  # what the check has seen
     places = [rows.place(index) for index in range(len(rows))]
     prompts = fitted_prompts(task, rows, places, max_tokens)
     truths = [truths_of(row, place) for row, place in zip(rows, places, strict=True)]

@@ -22,8 +22,11 @@ from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
 from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
+from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, write_text
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.methods import METHODS
 
 RESULTS = "results.jsonl"
@@ -38,8 +41,8 @@ DEFAULT = "default"
 BASELINE = "baseline"
 #: What an evaluation is judged by: the first of these that it has.
 SCORES = ("accuracy", "f1", "em")
-# Settings that say where things lie, and not what is compared.
-_PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
+#: Settings that say where things lie, and not what is compared.
+PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ def plan(
         InputError: a setting is wrong, or a task has no held-out rows.
     """
     runs = []
+    for name in (*tasks, *methods):
+        if Path(name).name != name:
+            raise InputError(f"{name!r} is to name a folder of the comparison: take one without /")
     for task, of_task in tasks.items():
         known = {"prompt": task} if task in names() else {}
         for method, of_method in {ZERO_SHOT: {}, **methods}.items():
@@ -110,6 +116,9 @@ def plan(
                         + ", ".join((DEFAULT, *METHODS, *baselines.NAMES))
                     )
                 check_method(made)
+                if graph := METHODS[made.method].graph:
+                    device = open_device(made.device, made.threads)
+                    check_graph(open_bundle(made.bundle), device, graph)
                 if not (made.eval_data or made.eval_examples):
                     raise InputError(
                         f"task {task} has no rows to evaluate on; write it as "
@@ -267,13 +276,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
+def family_of(method: str) -> str:
+    """Returns which methods a method is compared with."""
+    return getattr(METHODS[method], "family", "forward-only")
+
+
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _PLACES}
+    return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
     lines = [line for line in result.run.read_metrics() if "forwards" in line]
-    found = _fields(run, getattr(METHODS[run.settings.method], "family", "forward-only"))
+    found = _fields(run, family_of(run.settings.method))
     metrics = result.metrics.to_json() if result.metrics else {}
     return (
         found

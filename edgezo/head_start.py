@@ -87,26 +87,32 @@ def fit_head(
         batch_size: rows per forward pass.
 
     Raises:
-        NoStart: see `check_start`; or the labels' logits are more than products and biases.
+        NoStart: see `check_start`; or the labels' logits are more than products and biases, or all
+            examples have the same label.
     """
     began = time.perf_counter()
     labelled, revealed = _revealed(model, task)
     rows, labels = np.asarray(labelled.candidates, np.int64), labelled.right(train)
+    if len(np.unique(labels)) < 2:
+        raise NoStart("its training rows all have one label, which tells nothing of the others")
     names = [name for name in (revealed.weight, revealed.bias) if name is not None]
-    first = np.column_stack([_rows_of(model, name, rows) for name in names])
+    there, first = (
+        np.column_stack([_rows_of(model, name, chosen) for name in names])
+        for chosen in (rows, np.asarray(labelled.begun, np.int64))
+    )
     batches = list(eval_batches(task, train, batch_size))
     inputs, logits = _read(model, revealed, train, batches)
     width = inputs.shape[1]
     if revealed.bias is not None:
         inputs = np.column_stack([inputs, np.ones(len(inputs))])
-    if inputs.shape[1] != first.shape[1] or not _alike(inputs @ first.T, logits):
+    if inputs.shape[1] != first.shape[1] or not _alike(inputs @ there.T, logits):
         raise NoStart("the labels' scores are more than products with a matrix, and a bias")
     scale = np.ones(inputs.shape[1])
     scale[:width] = np.sqrt(np.mean(np.square(inputs[:, :width]))) or 1
     inputs, begun = inputs / scale, first * scale
     losses = {decay: _held_out_loss(inputs, labels, begun, decay) for decay in _DECAYS}
     decay = min(losses, key=lambda each: losses[each])
-    helps = losses[decay] < _loss(logits, labels)
+    helps = losses[decay] < _loss(inputs @ begun.T, labels)
     fitted = (fit_from(inputs, labels, begun, decay) / scale).astype(np.float32)
     values = dict(zip(names, (fitted[:, :width], fitted[:, -1]), strict=False))
     start = Start(rows, {name: np.ascontiguousarray(array) for name, array in values.items()})
@@ -117,11 +123,6 @@ def _revealed(model: Model, task: BaseTask) -> tuple[LabelTask, Revealed]:
     """Returns the task as one with labels, and the bundle that gives the features."""
     if not isinstance(task, LabelTask):
         raise NoStart(f"task {task.name} has no labels with a word or a number each")
-    if not task.by_token:
-        raise NoStart(
-            f"it needs labels of one token each, and {listed(task.labels.words)} are not told "
-            "apart by their first tokens"
-        )
     try:
         revealed = reveal(model.bundle, LOGITS)
     except InputError as error:
@@ -132,6 +133,11 @@ def _revealed(model: Model, task: BaseTask) -> tuple[LabelTask, Revealed]:
         raise NoStart("the labels' scores are not products with one matrix of float weights")
     if revealed.bias is not None and ranks.get(revealed.bias) != 1:
         raise NoStart("what is added to the labels' scores is no bias of float weights")
+    if not task.by_token:
+        raise NoStart(
+            f"it needs labels of one token each, and {listed(task.labels.words)} are not told "
+            "apart by their first tokens"
+        )
     return task, revealed
 
 
@@ -166,7 +172,9 @@ def _held_out_loss(
     inputs: np.ndarray, labels: np.ndarray, begun: np.ndarray, decay: float
 ) -> float:
     """Returns the mean cross-entropy of rows that were left out in turn; of a single row none."""
-    fold = np.arange(len(labels)) % _FOLDS
+    fold = np.empty(len(labels), np.int64)
+    # About as many rows of each label in each, also where labels take turns in the data.
+    fold[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % _FOLDS
     total = 0.0
     for out in (fold == number for number in range(min(_FOLDS, len(labels)))):
         if out.all():

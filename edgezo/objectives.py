@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 from edgezo.answers import METRICS, best, fitted_prompts, truths_of
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.rows import Rows
+from edgezo.evaluate import Metrics
 from edgezo.generate import generate_batch
 from edgezo.tasks import BaseTask, Generate
 from edgezo.tasks.base import BaseExample
@@ -34,7 +36,7 @@ LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH = (
 OBJECTIVES = (LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH)
 #: Those that are a mean over rows or tokens.
 MEANS = (LOSS, CROSS_ENTROPY)
-#: The metric of generated answers that belongs to an objective.
+#: The metric that belongs to an objective which is not the loss, nor accuracy.
 ANSWER_METRICS = {F1: "f1", EXACT_MATCH: "em"}
 MAX_TOKENS = 32
 
@@ -152,6 +154,19 @@ def parted(make: BatchMaker, rows: int, objective: str) -> BatchMaker:
         return PartedBatch.of(parts)
 
     return cut
+
+
+def with_label_f1(found: Metrics, task: BaseTask, examples: Sequence[BaseExample]) -> Metrics:
+    """Returns metrics of a task that chooses, with the macro average of the labels' F1.
+
+    Args:
+        found: what an evaluation of `examples` found, with its predictions.
+        task: made the examples.
+        examples: in the order of the predictions.
+    """
+    assert found.predictions is not None  # the task chooses
+    score = macro_f1(found.predictions, task.right(examples))
+    return dataclasses.replace(found, answers={**found.answers, ANSWER_METRICS[F1]: score})
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:

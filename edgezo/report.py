@@ -136,6 +136,8 @@ def _ends(values: Sequence[float]) -> list[float]:
 
 
 _METRICS = {
+    "f1": ("F1", lambda value: f"{100 * value:.1f} %"),
+    "em": ("exact match", lambda value: f"{100 * value:.1f} %"),
     "accuracy": ("accuracy", lambda value: f"{100 * value:.1f} %"),
     "perplexity": ("perplexity", lambda value: f"{value:,.3f}"),
     "loss": ("loss", lambda value: f"{value:.4f}"),

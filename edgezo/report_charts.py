@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ _INK, _MUTED, _LINE, _SERIES, _SECOND = _VARIABLES
 _SIZE = (5.6, 3.0)  # inches
 _MOST_POINTS = 2000  # of one line; more cannot be told apart and make a heavy page
 _FAINT = 0.3
+#: What is drawn of evaluations: name, title, and what it is multiplied by.
+_HELD_OUT = (
+    ("f1", "Held-out F1, %", 100),
+    ("em", "Held-out exact match, %", 100),
+    ("accuracy", "Held-out accuracy, %", 100),
+    ("perplexity", "Held-out perplexity", 1),
+)
 
 
 def available() -> bool:
@@ -61,7 +69,7 @@ def draw(steps: Sequence[Line], evals: Sequence[Line]) -> list[tuple[str, str]]:
     """
     last = max((line["step"] for line in (*steps, *evals)), default=0)
     charts = enumerate(_charts(steps, evals))
-    return [(title, svg(f"c{i}", paint, last)) for i, (title, paint) in charts]
+    return [(title, svg(f"c{i}", partial(_counted, paint, last))) for i, (title, paint) in charts]
 
 
 def _charts(
@@ -69,10 +77,9 @@ def _charts(
 ) -> Iterator[tuple[str, Callable[[Axes], None]]]:
     if steps:
         yield "Loss of each batch", lambda axes: _loss(axes, steps, evals)
-    for key, title in (("accuracy", "Held-out accuracy, %"), ("perplexity", "Held-out perplexity")):
+    for key, title, scale in _HELD_OUT:
         points = _points(evals, lambda line, key=key: line["eval"].get(key))
         if points[0]:
-            scale = 100 if key == "accuracy" else 1
             yield (
                 title,
                 lambda axes, p=points, s=scale: _held_out(axes, p[0], [s * y for y in p[1]]),
@@ -138,12 +145,21 @@ def _points(
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def svg(key: str, paint: Callable[[Axes], None], last: float, unit: str = "step") -> str:
-    """Draws one chart up to `last`, counted in `unit`; `key` keeps its ids apart from others'."""
+def _counted(paint: Callable[[Axes], None], last: int, axes: Axes) -> None:
+    """Paints `axes`, whose horizontal axis counts steps up to `last`."""
+    from matplotlib.ticker import MaxNLocator
+
+    paint(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_xlim(-0.01 * last - 0.2, 1.04 * last + 0.2)
+    axes.set_xlabel("step")
+
+
+def svg(key: str, paint: Callable[[Axes], None]) -> str:
+    """Draws one chart; `key` keeps its ids apart from others'."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context():  # restores what the caller has set
         matplotlib.rcdefaults()
@@ -155,9 +171,6 @@ def svg(key: str, paint: Callable[[Axes], None], last: float, unit: str = "step"
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", lw=0.7)
         paint(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        axes.set_xlim(-0.01 * last - 0.2, 1.04 * last + 0.2)
-        axes.set_xlabel(unit)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -145,7 +145,13 @@ class Settings:
             )
         if self.keep not in KEEP:
             raise InputError(f"keep is {self.keep!r}; use {' or '.join(KEEP)}")
-        if self.keep == "best" and not (self.eval_every and (self.eval_data or self.eval_examples)):
+        held_out = self.eval_data or self.eval_examples
+        if self.eval_every and not held_out:
+            raise InputError(
+                f"eval_every is {self.eval_every}, and there are no held-out rows to evaluate on: "
+                "give eval_data or eval_examples"
+            )
+        if self.keep == "best" and not (self.eval_every and held_out):
             raise InputError(
                 "keep is best, which needs evaluations: give eval_every, and eval_data or "
                 "eval_examples"

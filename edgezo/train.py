@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,16 +33,20 @@ from edgezo.settings import (
 from edgezo.tasks.base import BaseExample
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, evaluate_held_out, prepare
-from edgezo.tuner import Tuner
+from edgezo.tuner import Step, Tuner, check_run
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.methods import METHODS
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.options import choose
 from edgezo_runtime.methods.probe import PROBES
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.tuning import begin_adapter
+
+#: Gives the examples of a step's batch, and of the one with true gradients if that is another.
+Order = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,15 @@ def train(
         bundle = open_adapted(settings.bundle, settings.adapter(), add)
         model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     check_method(settings)
+    if graph := METHODS[settings.method].graph:
+        check_graph(model.bundle, model.device, graph)
     data = prepare(model, settings)
     callback = callback or Callback()
     check_prefix(model, data, settings)
     head = head_start(model, data, settings, callback)
+    if data.notes["task"].get("own_tokens") and not model.weights.start:
+        data = prepare(model, dataclasses.replace(settings, start=BASE))
+    order = batch_order(data, settings)
     resolved = settings.to_dict() | {"start": PROBE if model.weights.start else BASE}
     resolved |= {"threads": model.device.threads, "tune": model.weights.tune}
     resolved |= _adapter_settings(model.bundle.manifest.adapter)
@@ -112,7 +122,7 @@ def train(
     run = RunFolder.create(settings.out) if settings.prefix_cache else RunFolder(settings.out)
     with cached_prefix(model, run, data, settings, callback):
         tuner = _tuner(model, settings, data, resolved)
-        return _loop(tuner, run, settings, data, callback, head)
+        return _loop(tuner, run, settings, data, order, callback, head)
 
 
 def _tuner(
@@ -137,13 +147,23 @@ def _tuner(
 
 
 def check_method(settings: RunSettings) -> None:
-    """Raises InputError if there is no such method, or the settings ask what it cannot do."""
+    """Raises InputError if there is no such method, or the settings ask what it cannot do.
+
+    It needs neither model nor data, so that nobody waits for either to hear it.
+    """
     known = METHODS.get(settings.method)
     if known is None:
         raise InputError(f"method {settings.method!r} is unknown; use one of " + ", ".join(METHODS))
     own = {name: getattr(settings, name) for name in METHOD_SETTINGS} | (settings.options or {})
     given = {name: value for name, value in own.items() if value is not None}
     choose(known, f"method {settings.method}", given)
+    for name, owners in (("zo_batch_size", MIXED), ("length_limit", MIXED[:1])):
+        if getattr(settings, name) is not None and settings.method not in owners:
+            raise InputError(
+                f"{name} is a setting of {' and '.join(owners)}, not of {settings.method}"
+            )
+    rate = None if isinstance(settings.lr, str) else settings.lr
+    check_run(rate, settings.schedule, settings.steps, settings.seed)
     if not issubclass(known, FirstOrder):
         return
     if settings.keep == "best":
@@ -226,9 +246,10 @@ def resume(
                 f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
                 f"would have: restore {settings.data}, or start a new run"
             )
+    order = batch_order(data, settings)
     tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))
     with contextlib.closing(tuner), cached_prefix(model, run, data, settings, callback):
-        return _loop(tuner, run, settings, data, callback)
+        return _loop(tuner, run, settings, data, order, callback)
 
 
 def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFolder) -> None:
@@ -254,22 +275,17 @@ def _check_settings(settings: RunSettings, header: Mapping[str, Any], run: RunFo
             )
 
 
-def batch_order(
-    data: TrainingData, settings: RunSettings
-) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+def batch_order(data: TrainingData, settings: RunSettings) -> Order:
     """Returns what says which examples form the batch of a step.
 
     It gives two sets of them where true gradients are of another batch than the estimate.
 
     Raises:
-        InputError: a setting is not one of the method, or the rows cannot be assigned.
+        InputError: the rows cannot be assigned.
     """
     lengths = [example.length for example in data.train]
     size = settings.batch_size
     if settings.method not in MIXED:
-        for name in ("zo_batch_size", "length_limit"):
-            if getattr(settings, name) is not None:
-                raise InputError(f"{name} is a setting of {MIXED[0]}, not of {settings.method}")
         plan = BatchPlan(lengths, size, settings.seed)
         return lambda step: (plan.indices(step), None)
     assign = settings.method == MIXED[0]
@@ -283,10 +299,10 @@ def _loop(
     run: RunFolder,
     settings: RunSettings,
     data: TrainingData,
+    order: Order,
     callback: Callback,
     head: HeadStart | None = None,
 ) -> Result:
-    order = batch_order(data, settings)
     metrics: Metrics | None = None
     kept = settings.steps
     skipped = tuner.skipped
@@ -297,6 +313,25 @@ def _loop(
     except BaseException:
         tuner.close()
         raise
+
+    unreported: tuple[Step, float] | None = None
+
+    def report() -> None:
+        nonlocal unreported, skipped
+        if unreported is None:
+            return
+        (step, seconds), unreported = unreported, None
+        skipped += step.skipped
+        metrics_file.write(
+            step=step.number,
+            loss=step.loss,
+            projected_grad=step.projected_grad,
+            lr=step.lr,
+            skipped=step.skipped,
+            forwards=step.forwards,
+            seconds=round(seconds, 4),
+        )
+        callback.on_step(step, seconds)
 
     def evaluate_now() -> Metrics:
         found = evaluate_held_out(tuner.model, data.task, data.held_out, data.held_rows, settings)
@@ -315,24 +350,22 @@ def _loop(
             before = time.perf_counter()
             chosen, exact = order(tuner.step_index + 1)
             batch = data.batch(chosen)
-            step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
-            seconds = time.perf_counter() - before
-            skipped += step.skipped
-            metrics_file.write(
-                step=step.number,
-                loss=step.loss,
-                projected_grad=step.projected_grad,
-                lr=step.lr,
-                skipped=step.skipped,
-                forwards=step.forwards,
-                seconds=round(seconds, 4),
-            )
-            callback.on_step(step, seconds)
-            if step.number < settings.steps and _due(step.number, settings.snapshot_every):
+            try:
+                step = tuner.step(batch, exact=None if exact is None else data.batch(exact))
+            finally:
+                report()  # of the step before, where it was late: the device is busy with this one
+            unreported = step, time.perf_counter() - before
+            more = step.number < settings.steps
+            snap = more and _due(step.number, settings.snapshot_every)
+            look = more and _due(step.number, settings.eval_every)
+            if snap or look or not more or not step.late:
+                report()
+            if snap:
                 tuner.snapshot()
-            if step.number < settings.steps and _due(step.number, settings.eval_every):
+            if look:
                 metrics = evaluate_if(data.held_out, evaluate_now)
             if callback.should_stop():
+                report()
                 if not tuner.replays:
                     tuner.snapshot()
                 break

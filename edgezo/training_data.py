@@ -13,9 +13,18 @@ from edgezo.data.mixed import MIXED
 from edgezo.data.rows import Rows
 from edgezo.data.subset import subset
 from edgezo.evaluate import Metrics, evaluate
-from edgezo.objectives import ANSWER_METRICS, LOSS, BatchMaker, batch_maker, parted
-from edgezo.settings import Settings
-from edgezo.tasks import Generate, Prompt, load_prompt, read_data, task_of
+from edgezo.head_start import NoStart, check_start
+from edgezo.objectives import (
+    ANSWER_METRICS,
+    F1,
+    LOSS,
+    BatchMaker,
+    batch_maker,
+    parted,
+    with_label_f1,
+)
+from edgezo.settings import AUTO, PROBE, Settings
+from edgezo.tasks import Classify, Generate, Prompt, load_prompt, read_data, task_of
 from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo.tasks.labels import parse_label_words
 from edgezo_runtime.errors import InputError
@@ -72,9 +81,13 @@ def draw(model: Model, settings: Settings) -> Drawn:
 
 
 def prepare(model: Model, settings: Settings) -> TrainingData:
-    """Reads a run's data and makes its examples."""
+    """Reads a run's data and makes its examples.
+
+    Where the run may start from a probe, labels whose words begin alike are told apart by tokens
+    that mean nothing before that.
+    """
     drawn = draw(model, settings)
-    task = drawn.task
+    task = _to_fit(model, drawn.task) if settings.start in (PROBE, AUTO) else drawn.task
     train_examples = task.encode_rows(drawn.train)
     make = batch_maker(task, drawn.train, train_examples, settings.objective, settings.max_tokens)
     if settings.micro_batch:
@@ -102,6 +115,18 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     return TrainingData(task, train_examples, make, held_out, drawn.held_out, notes)
 
 
+def _to_fit(model: Model, task: BaseTask) -> BaseTask:
+    """Returns `task` with a token for each label, where rows of the last matrix can be fitted."""
+    if not isinstance(task, Classify) or task.by_token:
+        return task
+    apart = task.apart()
+    try:
+        check_start(model, apart)
+    except NoStart:
+        return task
+    return apart
+
+
 def evaluate_held_out(
     model: Model,
     task: BaseTask,
@@ -109,9 +134,11 @@ def evaluate_held_out(
     rows: Rows | ArrayRows | None,
     settings: Settings,
 ) -> Metrics:
-    """Evaluates held-out examples, and the answers to their rows if the objective judges those."""
+    """Evaluates held-out examples, also by the metric of the objective."""
     found = evaluate(model, task, examples, settings.rows)
     metric = ANSWER_METRICS.get(settings.objective)
+    if settings.objective == F1 and found.predictions is not None:
+        return with_label_f1(found, task, examples)
     if metric is None or not isinstance(task, Generate) or not isinstance(rows, Rows):
         return found
     tokens, size = settings.max_tokens, settings.rows
@@ -125,6 +152,12 @@ def _divided(
 ) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
     """Returns the rows to train on and the held-out ones, as the settings draw them."""
     rest: Rows | ArrayRows | None = None
+    held_back = 0 if settings.eval_data else settings.eval_examples or 0
+    if held_back and isinstance(rows, Rows) and len(rows) < held_back + (settings.examples or 1):
+        raise InputError(
+            f"{rows.path or 'the data'} has {len(rows)} rows; {settings.examples or 'some'} to "
+            f"train on and {held_back} to hold out were asked"
+        )
     if settings.examples or settings.shots or (settings.eval_examples and not settings.eval_data):
         if not isinstance(rows, Rows):
             raise InputError("examples are drawn from rows of text, and this model takes arrays")

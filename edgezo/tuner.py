@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import JournalWriter
-from edgezo_runtime.methods import make
+from edgezo_runtime.methods import Estimate, Taken, make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.probe import find_rate
 from edgezo_runtime.model import Model
@@ -39,26 +38,54 @@ from edgezo_runtime.tuning import (
 )
 
 
-@dataclass(frozen=True)
 class Step:
     """One step taken.
 
+    On a card the next step may be taken before this one is done: who asks what it found waits.
+
     Attributes:
         number: counts from 1.
-        loss: the batch's mean loss near the weights before the update, in nats.
-        projected_grad: the slope of the loss along the step's direction; the root mean square of
-            the slopes where a step has several; the gradient's norm where it is a true one.
         lr: the learning rate as used.
-        skipped: whether the slope was not finite, so that nothing was updated.
         forwards: forward passes over the batch that it took.
     """
 
-    number: int
-    loss: float
-    projected_grad: float
-    lr: float
-    skipped: bool
-    forwards: int
+    def __init__(self, tuning: Tuning, taken: Taken, lr: np.float32, forwards: int) -> None:
+        self._tuning = tuning
+        self._taken = taken
+        self.number = tuning.steps
+        self.lr = float(lr)
+        self.forwards = forwards
+
+    @property
+    def late(self) -> bool:
+        """Whether whoever asks for more has to wait."""
+        return self._taken.late
+
+    @property
+    def loss(self) -> float:
+        """The batch's mean loss near the weights before the update, in nats."""
+        return self._found.loss
+
+    @property
+    def projected_grad(self) -> float:
+        """The slope of the loss along the step's direction.
+
+        The root mean square of the slopes where a step has several; the gradient's norm where it is
+        a true one.
+        """
+        slopes = self._found.record.scalars[: self._tuning.method.estimates]
+        if len(slopes) == 1:
+            return float(slopes[0])
+        return float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the slope was not finite, so that nothing was updated."""
+        return self._found.record.skipped
+
+    @property
+    def _found(self) -> Estimate:
+        return self._tuning.found(self._taken)
 
 
 class Tuner:
@@ -119,17 +146,14 @@ class Tuner:
         notes: dict[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if lr is not None:
-            _check_rate(lr)
-            if probe is not None:
-                raise InputError("lr is given and probe too: give one of them")
+        check_run(lr, schedule, steps, seed)
+        if lr is not None and probe is not None:
+            raise InputError("lr is given and probe too: give one of them")
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
                 "make a bundle of the tuned weights with `edgezo replay`"
             )
-        learning_rate(0.0, schedule, 1, steps)
-        Direction(seed, 1)  # refuses a seed out of range
         self.model = model
         if method is None:
             recipe = recipe_for(model.bundle.manifest, model.weights.tune)
@@ -223,6 +247,7 @@ class Tuner:
     @property
     def skipped(self) -> int:
         """Number of steps whose slope was not finite, so that they updated nothing."""
+        self._tuning.keep()
         return sum(record.skipped for record in self._tuning.journal.records)
 
     @property
@@ -241,7 +266,9 @@ class Tuner:
         """Takes one step on `batch` and returns what it found.
 
         A step that raises leaves no trace. Between steps the run may be stopped, the model
-        evaluated, saved, or used for generation: it always holds the unperturbed weights.
+        evaluated, saved, or used for generation: it always holds the unperturbed weights. On a card
+        the record of a step is kept when the next one is taken, or as soon as it is asked for; a
+        process that is killed then repeats one step more.
 
         Args:
             batch: from `edgezo.batches`, or made by hand.
@@ -259,19 +286,15 @@ class Tuner:
             _check_rate(lr)
             rate = np.float32(lr)
         loss = BatchLoss(self.model, batch, exact)
-        estimate = self._tuning.step(loss, rate)
-        record = estimate.record
-        slopes = record.scalars[: self._tuning.method.estimates]
-        slope = float(slopes[0])
-        if len(slopes) > 1:
-            slope = float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
-        return Step(number, estimate.loss, slope, float(rate), record.skipped, loss.forwards)
+        taken = self._tuning.start(loss, rate)
+        return Step(self._tuning, taken, rate, loss.forwards)
 
     def snapshot(self) -> None:
         """Writes a snapshot, from which a resume can start; needs `run`."""
         writer = self._tuning.journal
         if not isinstance(writer, JournalWriter):
             raise InputError("a snapshot needs a run folder: give the Tuner run=...")
+        self._tuning.keep()
         self._tuning.mend()
         writer.sync()
         state = self._tuning.method.state
@@ -291,6 +314,7 @@ class Tuner:
             InputError: another run is there.
             EdgezoError: the folder cannot be written.
         """
+        self._tuning.keep()
         self._tuning.mend()
         recorder = self._tuning.journal
         if isinstance(recorder, JournalWriter):
@@ -315,7 +339,18 @@ class Tuner:
     def close(self) -> None:
         """Closes the journal; the tuner takes no more steps."""
         if isinstance(self._tuning.journal, JournalWriter):
-            self._tuning.journal.close()
+            try:
+                self._tuning.keep()
+            finally:
+                self._tuning.journal.close()
+
+
+def check_run(lr: float | None, schedule: str, steps: int | None, seed: int) -> None:
+    """Raises InputError if a setting that every method has is out of range; None: not given."""
+    if lr is not None:
+        _check_rate(lr)
+    learning_rate(0.0, schedule, 1, steps)
+    Direction(seed, 1)  # refuses a seed out of range
 
 
 def _check_rate(lr: float) -> None:

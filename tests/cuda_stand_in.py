@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.devices import Binder, cuda, cuda_sweep
+from edgezo_runtime.devices import Binder, cuda, cuda_slope, cuda_sweep
 from edgezo_runtime.devices.cpu import CpuDevice, alias
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
 from edgezo_runtime.philox import philox
@@ -188,6 +188,8 @@ class _RawModule:
 
     def get_function(self, name: str) -> Any:
         assert name.split("_")[0] in self._code
+        if name in _KERNELS:
+            return _KERNELS[name]
         dtype, terms = name.split("_")
 
         def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
@@ -217,12 +219,59 @@ def _sweep(buffer: np.ndarray, dtype: dtypes.Dtype, chunk: Any, terms: np.ndarra
         words = philox(counter, (low, high))
         start = (int(words[0][0]) & (POOL_SIZE - 1)) + (index & _LAST_BLOCK)
         counts = _at(int(term["pool"]) + start, count)
-        values = counts.astype(np.float32) * term["unit"] * term["coefficient"]
+        coefficient, decay = term["coefficient"], term["decay"]
+        if term["slope"]:
+            skipped, slope = (_number(term[name]) for name in ("skipped", "slope"))
+            if skipped and not term["back"]:
+                continue
+            if skipped:
+                decay = np.float32(1)
+            else:
+                coefficient = np.float32(term["back"] - term["rate"] * slope)
+        values = counts.astype(np.float32) * term["unit"] * coefficient
         sign = np.float32(-1 if words[1][0] & 1 else 1)
         wide = dtypes.to_float32(buffer[first : first + count], dtype) + sign * values
-        if chunk["decays"] and term["decay"] != 1:
-            wide = wide * term["decay"]
+        if chunk["decays"] and decay != 1:
+            wide = wide * decay
         buffer[first : first + count] = dtypes.from_float32(wide, dtype)
+
+
+def _number(address: int) -> np.float64:
+    return np.float64(ctypes.c_double.from_address(int(address)).value)
+
+
+def _total(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+    output, count, sign, loss = arguments
+    assert output.dtype == np.float32 and output.size == count and block == (256,)
+    loss[0] = sign * np.asarray(output).sum(dtype=np.float64) / np.float64(count)
+
+
+def _choice(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+    output, labels, rows, columns, loss = arguments
+    scores = np.asarray(output).astype(np.float64)
+    assert output.dtype == np.float32 and scores.shape == (rows, columns) and block == (256,)
+    highest = scores.max(axis=1)
+    with np.errstate(invalid="ignore"):
+        whole = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
+    loss[0] = (whole - scores[np.arange(rows), np.asarray(labels)]).sum() / rows
+
+
+def _slope(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+    higher, lower, span, clip, lr, most, index, sheet = arguments
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = (np.asarray(higher)[0] - np.asarray(lower)[0]) / span
+        found = -clip if found < -clip else clip if found > clip else found
+        rounded = np.float32(found)
+        usable = np.isfinite(rounded * lr) and abs(rounded) <= most
+    if index == 0:
+        sheet[0] = 0
+    if not usable:
+        sheet[0] = 1
+    row = slice(3 * int(index) + 1, 3 * int(index) + 4)
+    sheet[row] = [float(np.asarray(higher)[0]), float(np.asarray(lower)[0]), float(rounded)]
+
+
+_KERNELS = {"total": _total, "choice": _choice, "slope": _slope}
 
 
 def _at(address: int, count: int) -> np.ndarray:
@@ -290,7 +339,7 @@ def module(cards: int = 1) -> types.ModuleType:
 def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
     """Makes `device="cuda"` the stand-in until the test ends."""
     monkeypatch.setitem(__import__("sys").modules, "cupy", module(cards))
-    for cached in (cuda_sweep._pool, cuda_sweep._module):
+    for cached in (cuda_sweep._pool, cuda_sweep._module, cuda_slope._module):
         cached.cache_clear()
     host = CpuDevice(1)
 

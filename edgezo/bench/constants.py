@@ -1,7 +1,8 @@
 """A bundle's graph with its weights as constants: what plain inference would load.
 
 A bundle's parameters are graph inputs. Plain inference has them as initializers instead, whose
-values lie in `model.safetensors` as external data.
+values lie in `model.safetensors` as external data; those of an adapter, which is in no bundle's
+file, are zeros.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import WEIGHTS, Bundle
 from edgezo_runtime.constants import with_constants
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.safetensors_file import read_header
 
 NAME = "constants.onnx"
+_ADAPTER = "adapter.safetensors"
 
 
 @contextlib.contextmanager
@@ -35,12 +40,22 @@ def constants_model(bundle: Bundle) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         folder = _folder_with(bundle.weights, stack)
         model = folder / NAME
-        model.write_bytes(graph)
+        model.write_bytes(_with_adapter(graph, bundle, folder / _ADAPTER))
         yield model
 
 
+def _with_adapter(graph: bytes, bundle: Bundle, path: Path) -> bytes:
+    """Returns the graph's file with zeros, written to `path`, in place of an adapter's inputs."""
+    added = [(p.name, dtypes.named(p.dtype), p.shape) for p in bundle.manifest.parameters if p.init]
+    if not added:
+        return graph
+    zeros = [(name, dtype, np.zeros(shape, dtype.storage)) for name, dtype, shape in added]
+    safetensors_file.write(path, zeros)
+    return with_constants(graph, list(read_header(path).values()), path.name)
+
+
 def constants_graph(bundle: Bundle, location: str = WEIGHTS) -> bytes:
-    """Returns the graph's file with an initializer in place of each parameter.
+    """Returns the graph's file with an initializer in place of each parameter of the weights' file.
 
     Args:
         bundle: whose graph and weights.
@@ -50,7 +65,7 @@ def constants_graph(bundle: Bundle, location: str = WEIGHTS) -> bytes:
         InputError: the graph or the weights are damaged, or lack a parameter.
     """
     entries = read_header(bundle.weights)
-    names = [parameter.name for parameter in bundle.manifest.parameters]
+    names = [parameter.name for parameter in bundle.manifest.stored]
     for name in names:
         if name not in entries:
             raise InputError(f"{bundle.weights} has no tensor {name!r}")

@@ -9,7 +9,7 @@ from typing import cast
 
 import click
 
-from edgezo.answers import evaluate_answers
+from edgezo.answers import check_metrics, evaluate_answers
 from edgezo.cli.common import (
     as_json,
     device_option,
@@ -27,12 +27,12 @@ from edgezo.data.rows import Rows
 from edgezo.data.subset import demonstrations
 from edgezo.evaluate import evaluate
 from edgezo.linear_probe import linear_probe
+from edgezo.objectives import with_label_f1
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.tasks import (
     Arrays,
     BaseTask,
     Prompt,
-    Task,
     load_prompt,
     read_data,
     task_from_settings,
@@ -57,7 +57,9 @@ from edgezo_runtime.journal import read
 @label_words_option
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
-    "--metric", help="em, f1 or em,f1: also let the model answer, and compare with completions."
+    "--metric",
+    help="em, f1 or em,f1: also let the model answer, and compare with completions; where labels "
+    "are chosen f1, the mean over the labels.",
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--shots", type=click.IntRange(1), help="Show so many solved rows before each.")
@@ -118,6 +120,10 @@ def command(
         if not isinstance(shown, Rows):
             raise InputError("--shots are rows of text, and this model takes arrays")
         show_shots(maker, demonstrations(shown, seed, shots))
+    names = [] if metric is None else [name.strip() for name in metric.split(",")]
+    of_labels = maker.chooses and names == ["f1"]
+    if names and not of_labels:
+        check_metrics(maker, names)
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
     with eval_progress() as progress:
@@ -126,10 +132,9 @@ def command(
             metrics = linear_probe(loaded, maker, solved, examples, batch_size).metrics
         else:
             metrics = evaluate(loaded, maker, examples, batch_size, progress)
-        if metric is not None:
-            if not isinstance(maker, Task) or not isinstance(rows, Rows):
-                raise InputError("--metric judges generated text, and this model takes arrays")
-            names = [name.strip() for name in metric.split(",")]
+        if of_labels:
+            metrics = with_label_f1(metrics, maker, examples)
+        elif names and isinstance(rows, Rows):
             answers = evaluate_answers(loaded, maker, rows, names, max_tokens, batch_size, progress)
             metrics = dataclasses.replace(metrics, answers=answers)
     seconds = time.perf_counter() - started

@@ -25,6 +25,7 @@ from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.ort import onnxruntime
+from edgezo_runtime.parts import PartedBatch
 
 _STEPS = 2
 _BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
@@ -37,7 +38,8 @@ def memory_ratio(run: Run) -> float:
     run's has the tokenizer and the data, too. On a card both are what the card holds more than
     before the model was loaded, after forward passes of the session that then takes the steps.
 
-    A baseline has no steps: its forward passes are measured, and the fit of a probe.
+    Where rows go through the model in smaller parts, inference is that of a part. A baseline has no
+    steps: its forward passes are measured, and the fit of a probe.
 
     Raises:
         InputError: bad settings, data or bundle.
@@ -76,8 +78,8 @@ class RunWorker:
         order = batch_order(data, run)
         first = [order(number) for number in range(1, _BATCHES + 1)]
         pairs = [(data.batch(a), None if b is None else data.batch(b)) for a, b in first]
-        batch, exact = max(pairs, key=lambda pair: _size(pair[0]))
-        self._infer(model, batch)
+        batch, exact = max(pairs, key=lambda pair: _size(_part(pair[0])))
+        self._infer(model, _part(batch))
         head_start(model, data, run)
         tuner = Tuner(
             model,
@@ -91,7 +93,7 @@ class RunWorker:
         )
         for _ in range(_STEPS):
             tuner.step(batch, exact=exact)
-        return save_feeds(batch.feeds(), folder)
+        return save_feeds(_part(batch).feeds(), folder)
 
     def measure(self, settings: dict[str, Any], name: str, in_context: int, folder: str) -> str:
         """Runs the largest batch of a baseline, or fits it; returns the path of its inputs."""
@@ -115,9 +117,10 @@ class RunWorker:
     def peak(self) -> int:
         """Returns the most bytes held, above the process after its imports, or on the card."""
         held = None if self._device is None else card_bytes(self._device)
-        if held is None or self._bare is None:
+        if held is None or self._bare is None or self._plain is None:
             return peak_bytes() - self._resident
-        return held - self._bare
+        # A fit closes the session that was inferred with, and opens it again, yet without buffers.
+        return max(held - self._bare, self._plain)
 
     def _open(self, settings: dict[str, Any]) -> RunSettings:
         run = RunSettings.from_dict(settings, "the comparison")
@@ -144,6 +147,11 @@ def card_bytes(device: Device) -> int | None:
     card: Any = getattr(device, "card", device)  # of a device whose weights lie beside it
     free, total = card.xp.cuda.Device(card.index).mem_info
     return total - free
+
+
+def _part(batch: BaseBatch) -> BaseBatch:
+    """Returns the largest part of a batch that goes through the model in parts, or the batch."""
+    return max(batch.parts, key=_size) if isinstance(batch, PartedBatch) else batch
 
 
 def _size(batch: BaseBatch) -> int:

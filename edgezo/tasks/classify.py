@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class Classify(LabelTask):
 
     Where the words' first tokens all differ, these alone are compared, at one position a row;
     otherwise each word is scored by the summed log-probability of all its tokens, and a row takes
-    as many sequences as there are labels.
+    as many sequences as there are labels; see `apart` for what a start from a probe does then.
 
     Args:
         tokenizer: the model's.
@@ -34,6 +35,8 @@ class Classify(LabelTask):
         template: the prompt. A space goes between it and the word, unless it ends in a new line
             or a tab; spaces at its end make no difference.
         decoder_start: the token that begins an answer in a decoder; see `Answers`.
+        own_tokens: whether words that begin alike are told by tokens that have nothing to do with
+            them.
 
     Raises:
         InputError: the template is wrong, or two words have the same tokens.
@@ -48,6 +51,7 @@ class Classify(LabelTask):
         labels: Labels,
         template: str = DEFAULT_TEMPLATE,
         decoder_start: int | None = None,
+        own_tokens: bool = False,
     ) -> None:
         # A model says " word" in one token: the space belongs to the word, not to the prompt.
         prompt = Template.parse(template.rstrip(" "), ANSWERS)
@@ -69,6 +73,10 @@ class Classify(LabelTask):
             shared = []
         self._shared = shared
         self._first = np.array([tokens[len(shared)] for tokens in self.word_tokens], np.int64)
+        self._begun = self._first
+        self.own_tokens = own_tokens
+        if own_tokens:
+            self._first = self._tokens_apart()
         self.by_token = len(np.unique(self._first)) == len(self._first)
         longest = max(map(len, self.word_tokens))
         self._room = len(shared) if self.by_token else longest - 1
@@ -77,6 +85,34 @@ class Classify(LabelTask):
     def candidates(self) -> np.ndarray:
         """First tokens of the labels' words, (labels,) int64, where these suffice."""
         return self._first if self.by_token else super().candidates
+
+    @property
+    def begun(self) -> np.ndarray:
+        """First tokens of the labels' words, (labels,) int64, also where some are the same."""
+        return self._begun
+
+    def apart(self) -> Classify:
+        """Returns the task with a token for each label, of which each word has but the first.
+
+        Words that begin like another's are told by the vocabulary's last tokens, which hardly any
+        text has. They mean nothing until something was fitted to them; a row then takes one
+        sequence, however many labels there are.
+        """
+        labels, start = self.labels, self.answers.decoder_start
+        return Classify(
+            self.tokenizer, self.context_length, labels, self._source, start, own_tokens=True
+        )
+
+    def _tokens_apart(self) -> np.ndarray:
+        words = {int(token) for tokens in self.word_tokens for token in tokens}
+        free = (
+            token
+            for token in reversed(range(self.tokenizer.size))
+            if token not in words and self.tokenizer.decode([token]).strip()  # none that is special
+        )
+        count = Counter(self._first.tolist())
+        own = [token if count[token] == 1 else next(free) for token in self._first.tolist()]
+        return np.array(own, np.int64)
 
     def encode(self, row: Mapping[str, Any], place: str = "the row") -> list[Example]:
         """Returns the row's one example; the longest columns are cut at their end to fit."""
@@ -103,7 +139,8 @@ class Classify(LabelTask):
 
     def settings(self) -> dict[str, Any]:
         """Returns template, labels and words."""
-        return super().settings() | {"template": self._source, **self.answers.settings()}
+        own = {"own_tokens": True} if self.own_tokens else {}
+        return super().settings() | {"template": self._source, **self.answers.settings(), **own}
 
 
 def _shared_prefix(words: Sequence[np.ndarray]) -> list[int]:

@@ -39,6 +39,14 @@ class LabelTask(Task):
         self.labels = labels
         self.template = template
 
+    @property
+    def begun(self) -> np.ndarray:
+        """Whose rows of the last matrix say what the untuned model makes of each label, (labels,).
+
+        They are the candidates, unless these mean nothing to it.
+        """
+        return self.candidates
+
     def read(
         self,
         row: Mapping[str, Any],

@@ -167,7 +167,8 @@ def task_from_settings(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Tas
             return Masked(tokenizer, context_length, labels, template)
         if name == Head.name:
             return Head(tokenizer, context_length, labels, template, int(settings["position"]))
-        return Classify(tokenizer, context_length, labels, template, start)
+        own_tokens = bool(settings.get("own_tokens", False))
+        return Classify(tokenizer, context_length, labels, template, start, own_tokens)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the settings of task {name} are damaged: {error!r}; use those that edgezo wrote"

@@ -187,6 +187,6 @@ def fit(
     if best is None:
         raise InputError(
             f"{place}: the template and the answer leave no room for the text in a context that "
-            f"holds {limit} tokens before the answer; shorten them"
+            f"holds {max(limit, 0)} tokens before the answer; shorten them"
         )
     return best

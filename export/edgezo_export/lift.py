@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-import onnxscript.optimizer
 from torch import nn
 
 from edgezo_export.gather_early import GatherEarly
 from edgezo_export.keep_rows import KeepRows
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
+from edgezo_export.simplify import simplify
 from edgezo_runtime.errors import InputError
 
 #: Where the exporter says what an initializer is: PARAMETER, BUFFER, ...
@@ -161,7 +161,7 @@ def lifted(model: ir.Model, names: ParameterNames) -> ir.Model:
     The optimiser runs after the lift: before it, it would fold and merge weights.
     """
     model = MergeBuffers()(LiftParameters(names)(model).model).model
-    onnxscript.optimizer.optimize(model)
+    simplify(model)
     cleanup = ir.passes.Sequential(
         DivideBySqrt(),
         common_passes.RemoveUnusedNodesPass(),

@@ -47,6 +47,25 @@ class Tally:
         )
 
 
+@dataclass(frozen=True)
+class Reduction:
+    r"""A mean loss that follows from one output x, so that a device can compute it there.
+
+    .. math::
+        L = \frac{s}{n} \sum_i x_i \quad \text{or} \quad
+        L = \frac{1}{n} \sum_i \Bigl(\log \sum_j e^{x_{ij}} - x_{i y_i}\Bigr)
+
+    Attributes:
+        output: the name of x, float32.
+        sign: s, of the sum of all elements.
+        labels: y, (rows,) int64, for the cross-entropy of rows; None: the sum.
+    """
+
+    output: str
+    sign: int = 1
+    labels: np.ndarray | None = None
+
+
 class Objective(abc.ABC):
     """Turns the outputs of one batch into numbers; it knows the right answers."""
 
@@ -58,6 +77,10 @@ class Objective(abc.ABC):
         """Returns the batch's mean loss: what a tuning step lowers."""
         tally = self.tally(outputs)
         return tally.loss / tally.units
+
+    def reduction(self) -> Reduction | None:
+        """Returns how `loss` follows from one output; None where it does not."""
+        return None
 
     def units(self, answers: int) -> int:
         """Returns how many things the loss of a batch with so many answers averages over."""
@@ -91,6 +114,9 @@ class CandidateLoss(Objective):
 
     def tally(self, outputs: Outputs) -> Tally:
         return _choice_tally(outputs["candidate_logits"], self.labels)
+
+    def reduction(self) -> Reduction:
+        return Reduction("candidate_logits", labels=self.labels)
 
     def predictions(self, outputs: Outputs) -> np.ndarray:
         return outputs["candidate_logits"].argmax(axis=1)
@@ -169,6 +195,9 @@ class TokenLoss(Objective):
         total = -float(outputs["logprobs"].sum(dtype=np.float64))
         return Tally(self.rows, len(outputs["logprobs"]), total, tokens=True)
 
+    def reduction(self) -> Reduction:
+        return Reduction("logprobs", sign=-1)
+
     def cotangents(self, outputs: Outputs) -> dict[str, np.ndarray]:
         count = len(outputs["logprobs"])
         return _zeros(outputs) | {"logprobs": np.full(count, -1 / count, np.float32)}
@@ -190,6 +219,9 @@ class RowLoss(Objective):
         losses, chosen = outputs["losses"], self.predictions(outputs)
         correct = None if chosen is None else int((chosen == self.labels).sum())
         return Tally(len(losses), len(losses), float(losses.sum(dtype=np.float64)), correct)
+
+    def reduction(self) -> Reduction:
+        return Reduction("losses")
 
     def predictions(self, outputs: Outputs) -> np.ndarray | None:
         if self.labels is None or self.output is None:

@@ -79,6 +79,8 @@ def blocks(parameters: Sequence[Parameter]) -> dict[str, dict[int, list[Paramete
 
 
 def _matching(parameters: Sequence[Parameter], pattern: str) -> list[Parameter]:
+    if pattern in ADAPTERS:
+        raise InputError(f"--tune {pattern} adds weights of its own: give it alone")
     matched = [p for p in parameters if fnmatch.fnmatchcase(p.name, pattern)]
     if not matched:
         names = f"names look like {parameters[-1].name!r}" if parameters else "the model has none"

@@ -20,6 +20,7 @@ from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.late import LateLoss
 from edgezo_runtime.layout import MASK, Layout
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.prefix_cache import PrefixCache
@@ -110,6 +111,22 @@ class Session:
                 return dict(zip(self._outputs, wait(), strict=True))
 
         return outputs
+
+    def stay(self, batch: BaseBatch) -> LateLoss | None:
+        """Starts a forward pass whose mean loss stays on the device.
+
+        Where the host computes it, nothing is started, and None returned.
+
+        Raises:
+            EdgezoError: ONNX Runtime failed.
+        """
+        reduction, feeds = batch.objective.reduction(), batch.feeds()
+        if reduction is None or not self._suffix.reduces(reduction):
+            return None
+        with failures(feeds):
+            if self._prefix:
+                self._hold(self._prefix, feeds)
+            return self._suffix.reduce(feeds, self._outputs, reduction)
 
     def layout(self) -> Layout:
         """Returns how what the frozen layers compute falls into rows.

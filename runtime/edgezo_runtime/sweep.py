@@ -11,6 +11,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import Parameter
+from edgezo_runtime.late import LateSlope
 from edgezo_runtime.noise import AnyDirection
 
 ONE = np.float32(1)
@@ -34,6 +35,25 @@ class Term:
     direction: AnyDirection
     coefficient: np.float32
     decay: np.float32 = ONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Term):
+    """The term of an update down a slope g that only the device knows yet.
+
+    ``w <- (w + (back - rate * g) * z) * decay`` with the coefficient rounded from float64; if g's
+    step is skipped, ``w <- w + back * z``, and nothing at all where `back` is 0.
+
+    Attributes:
+        coefficient: `back`, rounded.
+        slope: g, a `LateSlope`.
+        back: how far along z the way back is.
+        rate: how far the update goes for each unit of g.
+    """
+
+    slope: LateSlope
+    back: float
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,10 @@ class Sweeper(abc.ABC):
 
     def foresee(self, groups: Sequence[Sequence[Term]]) -> None:  # noqa: B027 - most go on at once
         """Is told what will be added before each of the next losses; see `Arena.foresee`."""
+
+    def descends(self, directions: Sequence[AnyDirection]) -> bool:
+        """Whether it takes a `Descent` along each of `directions`."""
+        return False
 
     def finish(self) -> None:  # noqa: B027 - most sweep at once
         """Brings the memory up to date, where sweeps are put off."""

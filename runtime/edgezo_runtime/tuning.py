@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from edgezo_runtime import adapter_init, noise, snapshot, start
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import Record, consecutive_skips
-from edgezo_runtime.methods import AnyMethod, Estimate, make
+from edgezo_runtime.methods import AnyMethod, Estimate, Taken, make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.weights import Weights
 
@@ -130,16 +131,24 @@ class Tuning:
         self.weights = weights
         self.journal = journal
         self._run = run
+        self._pending: Taken | None = None  # the step whose record is still on its way
         self._make_method()
         self._whole = True
 
     @property
     def steps(self) -> int:
-        """Number of steps done."""
-        return len(self.journal.records)
+        """Number of steps done, the record of the last of which may still be on its way."""
+        return len(self.journal.records) + (self._pending is not None)
 
     def step(self, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        """Takes the next step, as `start` does, and waits for what it found out."""
+        return self.found(self.start(loss, lr))
+
+    def start(self, loss: Callable[[], float], lr: np.float32) -> Taken:
         """Takes the next step; one that raises leaves no trace.
+
+        Where a device computes the slope, its record comes later: it is kept when the next step is
+        started, or when somebody asks for it with `found` or `keep`.
 
         With true gradients, one that raises when weights are changed already goes back to the
         newest snapshot, or to the start.
@@ -148,24 +157,64 @@ class Tuning:
             EdgezoError: the projected gradient was not finite for several steps in a row.
         """
         self.mend()
-        self._whole = self.weights.at_base = False  # not whole until the record is kept
-        try:
-            estimate = self.method.step(self.steps + 1, loss, lr)
-            self.journal.append(estimate.record)
-        except BaseException:
-            if isinstance(self.method, FirstOrder) and not self.method.changed:
-                self._whole = True
-            else:  # Not at once: a process that is about to end would wait for nothing.
-                self.weights.mend = self.catch_up
-            raise
-        self._whole = True
+        with self._keeping():
+            taken = self._take(loss, lr)
+            self._append()  # of the step before: the device is busy with this one
+            self._pending = taken
+        last = consecutive_skips(self.journal.records) >= MAX_CONSECUTIVE_SKIPS - 1
+        if last or not taken.late:
+            self.keep()
+        return taken
+
+    def found(self, taken: Taken) -> Estimate:
+        """Waits for what a step found out, and keeps its record."""
+        if self._pending is taken:
+            self.keep()
+        return taken.wait()
+
+    def keep(self) -> None:
+        """Waits for the record that is still on its way, if there is one, and keeps it.
+
+        Raises:
+            EdgezoError: as `start`.
+        """
+        if self._pending is None:
+            return
+        with self._keeping():
+            self._append()
         skips = consecutive_skips(self.journal.records)
         if skips >= MAX_CONSECUTIVE_SKIPS:
             raise EdgezoError(
                 f"the loss was not finite for {skips} steps in a row: the run diverged, "
                 "start again with a lower --lr or another --eps"
             )
-        return estimate
+
+    def _take(self, loss: Callable[[], float], lr: np.float32) -> Taken:
+        number = self.steps + 1
+        if isinstance(self.method, FirstOrder):
+            estimate = self.method.step(number, loss, lr)
+            return Taken(lambda: estimate)
+        return self.method.start(number, loss, lr)
+
+    def _append(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self.journal.append(pending.wait().record)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Within it the weights are not whole; nor are they where it is left by an error."""
+        whole = self._whole
+        self._whole = self.weights.at_base = False
+        try:
+            yield
+        except BaseException:
+            if isinstance(self.method, FirstOrder) and not self.method.changed:
+                self._whole = whole
+            else:  # Not at once: a process that is about to end would wait for nothing.
+                self.weights.mend = self.catch_up
+            raise
+        self._whole = whole
 
     def mend(self) -> None:
         """Rebuilds the weights if a step was broken off half way."""
@@ -185,6 +234,7 @@ class Tuning:
             records: up to where; all of the journal's if None.
             progress: called with the number of steps replayed so far.
         """
+        self._append()
         records = self.journal.records if records is None else records
         self._whole = False
         self._make_method()
@@ -218,6 +268,7 @@ class Tuning:
             raise InputError(
                 f"a run of {self.method.name} cannot go back to its best step: keep the last"
             )
+        self.keep()
         self.catch_up(self.journal.records[:step])
         self._whole = False
 

@@ -52,6 +52,20 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def derived_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its graphs of gradients and of tangents."""
+    from edgezo_export.gradients.bundle import add_to_bundle
+    from edgezo_runtime.bundle import TANGENTS, open_bundle
+
+    def make(out: Path) -> None:
+        gradients = tmp_path_factory.mktemp("gradients") / "tiny.edgezo"
+        add_to_bundle(open_bundle(tiny_bundle), gradients)
+        add_to_bundle(open_bundle(gradients), out, TANGENTS)
+
+    return shared(tmp_path_factory, "derived.edgezo", make)
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of JSONL files."""
     folder = tmp_path_factory.mktemp("data")

@@ -299,6 +299,19 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "template without columns": (("--template", "Label:"), ("template",)),
     "template with an unknown column": (("--template", "{odd}"), ("odd",)),
     "template with the answer": (("--template", "{text} {label}"), ("label", "answer")),
+    "a setting of addax": (("--zo-batch-size", 4), ("is a setting of addax and addax-wa, not",)),
+    "a setting of addax alone": (
+        ("--method", "addax-wa", "--length-limit", 9),
+        ("length_limit is a setting of addax, not of addax-wa",),
+    ),
+    "nothing to evaluate on": (("--eval-every", 2), ("eval_every is 2", "give eval_data")),
+    "no rows left to train on": (("--eval-examples", 120), ("120 rows; some to train on and 120",)),
+    "no rows left to hold out": (
+        ("--examples", 120, "--eval-examples", 1),
+        ("has 120 rows; 120 to train on and 1 to hold out were asked",),
+    ),
+    "an adapter among other things": (("--tune", "norm,lora"), ("--tune lora adds weights",)),
+    "a method of gradients": (("--method", "adamw"), ("has no gradient graph",)),
     "one label word": (("--label-words", "negative"), ("one label",)),
     "an option there is none of": (("--odd", 1), ("--odd",)),
 }
@@ -309,6 +322,24 @@ def test_settings(tiny_bundle: Path, data: Path, tmp_path: Path, name: str) -> N
     flags, parts = FLAGS[name]
     rows = shutil.copyfile(data / "train.jsonl", tmp_path / "train.jsonl")
     refuse_train(tiny_bundle, rows, *flags, parts=parts)
+
+
+@pytest.mark.parametrize("flags", [("--schedule", "odd"), ("--lr", -1), ("--seed", -1)])
+def test_nobody_waits_to_hear_of_a_bad_setting(
+    tiny_bundle: Path, data: Path, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    """The recipe's first pass over the rows may take minutes."""
+    asked = ("--data", data / "train.jsonl", "--start", "probe", "--out", tmp_path / "run")
+    done = called("train", tiny_bundle, *asked, *flags)
+    refused(done, 2)
+    assert "fitting the labels" not in done.err
+
+
+def test_rows_that_addax_cannot_assign_leave_no_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "film", "completion": " good"}] * 4)
+    exact = tmp_path / "exact.edgezo"
+    assert called("export", tiny_bundle, "--gradients", "--out", exact).status == 0
+    refuse_train(exact, rows, "--method", "addax", parts=("no row is longer", "addax-wa"))
 
 
 CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {

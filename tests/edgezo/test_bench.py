@@ -21,6 +21,7 @@ from edgezo.bench.machine import describe_machine, versions
 from edgezo.bench.processes import WorkerProcess
 from edgezo.bench.step import bench_step, random_batch
 from edgezo.cli import bench as cli
+from edgezo_export.adapters.base import adapt, write_adapted
 from edgezo_runtime.batch import CandidateLoss
 from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import CpuDevice
@@ -79,7 +80,13 @@ def test_constants_graph_is_valid_onnx(bundle: Bundle, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[parameter.name], weights[parameter.name])
 
 
-def test_constants_give_the_outputs_of_the_bundle(bundle: Bundle) -> None:
+@pytest.mark.parametrize("adapter", [None, "lora", "prefix"])
+def test_constants_give_the_outputs_of_the_bundle(
+    bundle: Bundle, tmp_path: Path, adapter: str | None
+) -> None:
+    if adapter:
+        write_adapted(adapt(bundle, {"kind": adapter}), tmp_path / "adapted.edgezo")
+        bundle = open_bundle(tmp_path / "adapted.edgezo")
     weights = Weights(bundle, FULL)
     weights.load()
     batch = random_batch(bundle, 3, 9)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from edgezo_runs import called, refused, result_of, write_rows
 
@@ -139,8 +140,10 @@ def test_compare_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pa
     assert (probe["family"], probe["forwards"], probe["examples"]) == ("baseline", 60, 120)
     assert (default["settings"]["method"], default["forwards"]) == ("fzoo", 60 + 2 * 17)
     page = (out / "comparison.html").read_text("utf-8")
-    assert page.count("<svg") == 2 and "forward passes" in page and "seconds" in page
-    assert page.count(">linear-probe</text>") == 2
+    assert page.count("<svg") == 3 and page.count(">linear-probe</text>") == 3
+    for unit in ("forward passes", "seconds", "peak memory / that of inference"):
+        assert f"<figcaption>mine: held-out accuracy, %, by {unit}</figcaption>" in page
+        assert f">{unit}</text>" in page
     # The same from a file, which finds everything done.
     config = tmp_path / "plan.yaml"
     config.write_text(
@@ -196,16 +199,33 @@ def test_baselines_of_choices(tiny_bundle: Path, tmp_path: Path) -> None:
     assert text["accuracy"] is None and text["perplexity"] > 1
 
 
+def test_memory_of_steps_in_parts(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    """It is held against inference of a part."""
+    (_, run, *_) = runs_in(tiny_bundle, data, tmp_path / "out", micro_batch=3)
+    path = run_memory.RunWorker().take_steps(run.settings.to_dict(), str(tmp_path))
+    with np.load(path) as feeds:
+        assert len(feeds["input_ids"]) == 3
+
+
+@pytest.mark.parametrize(("after", "peak"), [(345, 245), (250, 200)])
 def test_memory_of_a_card(
-    tiny_bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    peak: int,
 ) -> None:
-    """What the card holds more after the steps than before the model, over that of inference."""
-    held = iter([100, 300, 345])
+    """What the card holds more than before the model: after inference, and after the steps.
+
+    It may be less after them, where a probe closed the session that was inferred with.
+    """
+    held = iter([100, 300, after])
     monkeypatch.setattr(run_memory, "card_bytes", lambda device: next(held))
     (_, run, *_) = runs_in(tiny_bundle, data, tmp_path / "out", start="auto")
     worker = run_memory.RunWorker()
     worker.take_steps(run.settings.to_dict(), str(tmp_path))
-    assert (worker.plain(), worker.peak()) == (200, 245)
+    assert (worker.plain(), worker.peak()) == (200, peak)
 
 
 @pytest.mark.cuda
@@ -216,7 +236,7 @@ def test_memory_on_a_card(tiny_bundle: Path, data: Path, tmp_path: Path) -> None
         pytest.skip(str(error))
     methods = {"linear-probe": {}, "default": {}}
     for run in runs_in(tiny_bundle, data, tmp_path / "out", methods, device="cuda"):
-        assert 0.9 < run_memory.memory_ratio(run) < 2
+        assert 1 <= run_memory.memory_ratio(run) < 2
 
 
 def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -225,6 +245,23 @@ def test_another_run_in_the_way(tiny_bundle: Path, data: Path, tmp_path: Path) -
     other = runs_in(tiny_bundle, data, tmp_path / "out", batch_size=3)[1:2]
     with pytest.raises(Exception, match="holds a run whose batch_size is 4, not 3"):
         list(compare(other, tmp_path / "out", unseen))
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "message"),
+    [
+        ("../mine", "mezo", "'../mine' is to name a folder"),
+        ("mine", "es/few", "'es/few' is to name a folder"),
+        ("mine", "adamw", "has no gradient graph"),  # before the others have run for hours
+    ],
+)
+def test_what_is_refused_before_anything_runs(
+    tiny_bundle: Path, data: Path, tmp_path: Path, task: str, method: str, message: str
+) -> None:
+    rows = {"data": str(data / "train.jsonl"), "eval_data": str(data / "dev.jsonl")}
+    methods = {"mezo": {}, method: {"method": "es"} if "/" in method else {}}
+    with pytest.raises(EdgezoError, match=message):
+        plan(str(tiny_bundle), {task: rows}, methods, [0], {}, tmp_path)
 
 
 def test_search_halves_and_goes_on(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:

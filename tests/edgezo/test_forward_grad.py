@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgezo_runs import called, refused, result_of
-from test_first_order import OBJECTIVES, batch_of, torch_gradients
+from gradient_batches import OBJECTIVES, batch_of, torch_gradients
 
 from edgezo.run_folder import RunFolder
 from edgezo_export.adapters.base import adapt

@@ -19,7 +19,7 @@ from edgezo.data import eval_batches, rows_from
 from edgezo.features import features
 from edgezo.head_start import fit_head
 from edgezo.logistic import fit_from
-from edgezo.tasks import make_task
+from edgezo.tasks import Classify, make_task
 from edgezo.tasks.label_task import LabelTask
 from edgezo_runtime.bundle import LEAN
 from edgezo_runtime.devices import CpuDevice
@@ -56,6 +56,13 @@ def test_the_fit_is_where_the_penalised_loss_is_least() -> None:
     slope = (chances - np.eye(3)[labels]).T @ inputs / 60 + 0.1 * (found - begun)
     assert np.abs(slope).max() < 1e-4 < np.abs(found - begun).max()
     assert np.allclose(fit_from(inputs, labels, begun, 1e6), begun, atol=1e-4)
+
+
+def test_rows_are_left_out_of_every_label() -> None:
+    """Also where labels take turns, so that every fourth row has the same."""
+    labels = np.arange(40) % 4
+    inputs = 3 * np.eye(4)[labels] + 0.1 * np.random.default_rng(0).normal(size=(40, 4))
+    assert head_start._held_out_loss(inputs, labels, np.zeros((4, 4)), 1e-2) < 0.3 < np.log(4)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +235,67 @@ def test_what_does_not_help_is_left_out(
     assert done.status == 0 and (tmp_path / "b" / FILE).exists(), done.err
 
 
-def test_words_of_several_tokens(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+def test_words_that_begin_alike(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Tokens of their own tell them, one sequence a row; the fit gives these a meaning."""
+    words = ("bad story book", "bad music", "good")
+    labels = ("odd", "even", "third")
+    drawn = [
+        {"text": f"{('great film', 'terrible book', 'band')[i % 3]} {'story ' * (i % 4)}",
+         "label": labels[i % 3]}
+        for i in range(24)
+    ]  # fmt: skip
+    rows = write_rows(tmp_path / "rows.jsonl", drawn)
+    spoken = ",".join(f"{label}={word}" for label, word in zip(labels, words, strict=True))
+    asked = ("train", tiny_bundle, "--data", rows, "--label-words", spoken, *FLAGS, "--steps", 3)
+    asked = (*asked, "--eval-data", rows, "--json")
+    run = tmp_path / "auto"
+    done = called(*asked, "--start", "auto", "--out", run)
+    assert done.status == 0, done.err
+    zero = called("eval", tiny_bundle, "--data", rows, "--label-words", spoken, "--json").json
+    assert done.json["accuracy"] > zero["accuracy"] + 0.2
+    assert (told := called("eval", run, "--data", rows, "--json").json)["loss"] == pytest.approx(
+        done.json["loss"], rel=1e-5
+    ), told
+    # Words that begin like no other keep their token; the others' rows begin as those of theirs.
+    model = edgezo.load(tiny_bundle, threads=1)
+    task = make_task(None, rows_from(drawn), model.tokenizer, model.context_length, None, spoken)
+    assert isinstance(task, Classify) and not task.by_token
+    apart = task.apart()
+    (bad, good) = (model.tokenizer.encode_after("x", f" {word}")[0] for word in ("bad", "good"))
+    assert apart.begun.tolist() == [bad, bad, good] and apart.candidates[2] == good
+    assert len({*apart.candidates.tolist(), bad}) == 4
+    assert (run / FILE).exists() and load_file(run / FILE)["rows"].tolist() == [
+        *apart.candidates.tolist()
+    ]
+    assert [len(example.parts) for example in apart.encode_rows(rows_from(drawn))] == [1] * 24
+    # Stopped and continued, the labels have the same tokens.
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").unlink()
+    journal = (run / "journal.ezj").read_bytes()
+    (run / "journal.ezj").write_bytes(journal[:-16])
+    assert called("resume", run).status == 0
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_one_label_alone_is_no_start(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A fit of it would say that label of every row."""
+    same = write_rows(tmp_path / "rows.jsonl", [row | {"label": "positive"} for row in ROWS[:6]])
+    asked = ("train", tiny_bundle, "--data", same, "--label-words", WORDS, *FLAGS, "--steps", 1)
+    refused(called(*asked, "--start", "probe", "--out", tmp_path / "a"), 2, "all have one label")
+    done = called(*asked, "--start", "auto", "--out", tmp_path / "b")
+    assert done.status == 0 and not (tmp_path / "b" / FILE).exists(), done.err
+    assert "no start from a probe: its training rows all have one label" in done.err
+
+
+def test_without_a_start_words_that_begin_alike_are_scored_whole(
+    tiny_bundle: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_start, "_DECAYS", (1e-9,))
+    monkeypatch.setattr(head_start, "_held_out_loss", lambda *given: np.inf)  # nothing helps
     words = ("--label-words", "negative=bad story book,positive=bad music")
     asked = ("train", tiny_bundle, "--data", rows, *words, *FLAGS, "--steps", 1, "--out")
-    refused(called(*asked, tmp_path / "a", "--start", "probe"), 2, "labels of one token each")
-    done = called(*asked, tmp_path / "b", "--start", "auto")
-    assert done.status == 0, done.err
-    assert "no start from a probe: it needs labels of one token each" in done.err
-    assert not (tmp_path / "b" / FILE).exists()
-    assert "start: base" in (tmp_path / "b" / "settings.yaml").read_text()
+    begun = [(*asked, tmp_path / start, "--start", start) for start in ("auto", "base")]
+    assert [called(*command).status for command in begun] == [0, 0]
+    journals = [(tmp_path / start / "journal.ezj").read_bytes() for start in ("auto", "base")]
+    assert journals[0] == journals[1]
+    assert "start: base" in (tmp_path / "auto" / "settings.yaml").read_text()

@@ -165,3 +165,23 @@ def test_a_run_with_an_objective(tiny_bundle: Path, tmp_path: Path) -> None:
     settings = out / "settings.yaml"
     settings.write_text(settings.read_text("utf-8").replace("objective: f1", "objective: loss"))
     refused(called("resume", out), 2, "objective")
+
+
+def test_labels_are_judged_by_their_f1(
+    model: edgezo.Model, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Held-out rows by the metric that a step lowers, and untuned ones by the same on request."""
+    rows = write_rows(tmp_path / "rows.jsonl", labelled(12))
+    run, flags = tmp_path / "run", ("--data", rows, "--threads", 1, "--json")
+    asked = ("--method", "mezo", "--steps", 2, "--objective", "f1", "--eval-data", rows)
+    done = called("train", tiny_bundle, *flags, *asked, "--out", run)
+    assert done.status == 0, done.err
+    assert called("eval", run, *flags, "--metric", "f1").json["f1"] == done.json["f1"]
+    task = make_task(None, rows_from(labelled(12)), model.tokenizer, model.context_length)
+    found = edgezo.evaluate(model, task, task.encode_rows(rows_from(labelled(12))))
+    assert found.predictions is not None
+    told = called("eval", tiny_bundle, *flags, "--metric", "f1").json
+    assert told["f1"] == macro_f1(found.predictions, np.arange(12) % 2)
+    assert told["accuracy"] == found.accuracy
+    for metric in ("em", "em,f1"):
+        refused(called("eval", run, *flags, "--metric", metric), 2, "has no completion")

@@ -1,4 +1,4 @@
-"""The planner: memory and time predicted, limits kept, and batches in parts."""
+"""The planner: memory and time predicted, and limits kept."""
 
 from __future__ import annotations
 
@@ -8,211 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import yaml
-from edgezo_runs import called, command_line, refused, result_of, run, words, write_rows
-from foreign_files import classifier, save
+from edgezo_runs import called, command_line, refused, run, words, write_rows
 
-from edgezo.callbacks import Callback
-from edgezo.objectives import OBJECTIVES, parted
 from edgezo.plan import limit as plan_limit
 from edgezo.plan import planner
-from edgezo.plan.amounts import parse_memory, parse_time
 from edgezo.plan.measured import Needs, Opened, Rehearsed
 from edgezo.plan.planner import Limits, families, make_plan
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
-from edgezo.train import resume
-from edgezo.train import train as run_training
-from edgezo.training_data import prepare
-from edgezo_export.gradients.bundle import add_to_bundle
-from edgezo_export.onnx_file import onnx_to_bundle
-from edgezo_runtime import memory
-from edgezo_runtime.batch import CandidateLoss, OptionLoss, TokenLoss
-from edgezo_runtime.bundle import GRADIENTS, TANGENTS, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.journal import read
 from edgezo_runtime.methods import METHODS
-from edgezo_runtime.model import Model, load
-from edgezo_runtime.noise import Direction
-from edgezo_runtime.parts import PartedBatch
 
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its graphs of derivatives."""
-    folder = tmp_path_factory.mktemp("derivatives")
-    add_to_bundle(open_bundle(tiny_bundle), folder / "gradients.edgezo", GRADIENTS)
-    add_to_bundle(open_bundle(folder / "gradients.edgezo"), folder / "tiny.edgezo", TANGENTS)
-    return folder / "tiny.edgezo"
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Model:
-    return load(bundle, threads=1)
-
-
-# Amounts
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("700MB", 700e6), ("1.5GB", 1.5e9), ("2 GiB", 2**31), ("512mib", 2**29), (".5kb", 500)],
-)
-def test_sizes(text: str, count: float) -> None:
-    assert parse_memory(text) == count
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_times(text: str, seconds: float) -> None:
-    assert parse_time(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["700", "MB", "-1GB", "0MB", "7 pounds", "1e3MB", ""])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"--memory is .* give a size such as 700MB"):
-        parse_memory(text)
-    with pytest.raises(InputError, match=r"--time is .* give a time such as 90s"):
-        parse_time(text)
-
-
-def test_auto_is_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.free_bytes()
-    assert free is None or 0 < free < 1 << 50
-    monkeypatch.setattr(memory, "_group_bytes", lambda: iter([12345]))
-    assert free is None or parse_memory("auto") == 12345
-
-
-def test_a_control_group_leaves_its_limit_less_what_it_cannot_drop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    group = tmp_path / "fs" / "own"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("1000\n")
-    (group / "memory.current").write_text("700\n")
-    (group / "memory.stat").write_text("anon 400\ninactive_file 250\n")
-    (group.parent / "memory.max").write_text("max\n")
-    (tmp_path / "cgroup").write_text("0::/own\n")
-    places = {"/proc/self/cgroup": tmp_path / "cgroup", "/sys/fs/cgroup": tmp_path / "fs"}
-    monkeypatch.setattr(memory, "Path", lambda path: places.get(str(path), Path(path)))
-    assert list(memory._group_bytes()) == [550]
-
-
-# Batches in parts
-
-
-@pytest.mark.parametrize(
-    ("file", "kind"),
-    [
-        ("train", CandidateLoss),
-        ("text", TokenLoss),
-        ("completion", TokenLoss),
-        ("shared", OptionLoss),
-    ],
-)
-def test_parts_add_up_to_the_whole(
-    model: Model, data: Path, tmp_path: Path, file: str, kind: type
-) -> None:
-    path = data / f"{file}.jsonl"
-    if file == "shared":  # labels that share their first token are options of several tokens
-        labels = ("good film", "good story", "good music band")
-        rows = ({"text": words(i, 5), "label": labels[i % 3]} for i in range(20))
-        path = write_rows(tmp_path / "shared.jsonl", rows)
-    settings = RunSettings(bundle="", data=str(path), out="", batch_size=7)
-    found = prepare(model, settings)
-    indices = np.array([3, 14, 8, 9, 1, 12, 6])
-    whole = found.batch(indices)
-    parts = parted(found.batch, 3, "loss")(indices)
-    assert isinstance(parts, PartedBatch) and len(parts.parts) == 3
-    assert isinstance(whole.objective, kind)
-    assert parts.loss(model) == pytest.approx(whole.loss(model), rel=1e-6)
-    slopes = [model.derivative(batch, Direction(0, 1)) for batch in (parts, whole)]
-    assert slopes[0] == pytest.approx(slopes[1], rel=1e-4)
-    names = list(model.arena.views)
-    expected: dict[str, np.ndarray] = {}
-    loss = model.descend(whole, names, expected.__setitem__, keep=0)
-    for keep in (False, True):
-        sums: dict[str, np.ndarray] = {}
-        assert model.descend(parts, names, sums.__setitem__, keep) == pytest.approx(loss, rel=1e-6)
-        assert sums.keys() == expected.keys()
-        for name, gradient in expected.items():
-            scale = np.abs(gradient).max()
-            np.testing.assert_allclose(sums[name], gradient, atol=2e-5 * scale, err_msg=name)
-
-
-def test_parts_of_arrays_add_up_too(tmp_path: Path) -> None:
-    onnx_to_bundle(save(classifier(), tmp_path / "model.onnx"), tmp_path / "b.edgezo")
-    arrays = load(tmp_path / "b.edgezo", threads=1)
-    noise = np.random.default_rng(0).normal(size=(10, 2, 6, 6)).astype(np.float32)
-    np.savez(tmp_path / "d.npz", image=noise, label=np.arange(10) % 3)
-    found = prepare(arrays, RunSettings(bundle="", data=str(tmp_path / "d.npz"), out=""))
-    indices = np.array([3, 9, 8, 0, 1, 2, 6])
-    parts = parted(found.batch, 3, "loss")(indices)
-    assert parts.loss(arrays) == pytest.approx(found.batch(indices).loss(arrays), rel=1e-6)
-
-
-def test_a_batch_that_fits_is_not_cut(model: Model, data: Path) -> None:
-    found = prepare(model, RunSettings(bundle="", data=str(data / "train.jsonl"), out=""))
-    batch = parted(found.batch, 8, "loss")(np.arange(8))
-    assert not isinstance(batch, PartedBatch)
-
-
-def test_only_means_are_cut() -> None:
-    for name in OBJECTIVES[2:]:
-        with pytest.raises(InputError, match=f"objective {name} judges a batch as a whole"):
-            parted(lambda indices: pytest.fail(), 3, name)
-
-
-class _StopAfter(Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-        self._done = 0
-
-    def on_step(self, step: Any, seconds: float) -> None:
-        self._done = step.number
-
-    def should_stop(self) -> bool:
-        return self._done >= self._step
-
-
-@pytest.mark.parametrize("method", ["mezo", "adamw", "hift-adamw", "addax"])
-def test_runs_in_parts(bundle: Path, data: Path, tmp_path: Path, method: str) -> None:
-    """They find what runs at once find, and stop and go on to the same bytes."""
-    settings = Settings(
-        bundle=str(bundle),
-        data=str(data / "train.jsonl"),
-        eval_data=str(data / "dev.jsonl"),
-        out=str(tmp_path / "whole"),
-        method=method,
-        steps=6,
-        batch_size=8,
-        lr=1e-4,
-        threads=1,
-    )
-    parts = dataclasses.replace(settings, micro_batch=3, out=str(tmp_path / "parts"))
-    whole, once = run_training(settings), run_training(parts)
-    assert whole.metrics and once.metrics
-    assert once.metrics.accuracy == whole.metrics.accuracy
-    scalars = [
-        np.array([record.scalars for record in read(result.run.journal).records])
-        for result in (whole, once)
-    ]
-    assert read(once.run.journal).header["order"]["micro_batch"] == 3
-    np.testing.assert_allclose(scalars[1], scalars[0], rtol=2e-2, atol=2e-3)
-    stopped = dataclasses.replace(parts, out=str(tmp_path / "stopped"))
-    assert not run_training(stopped, _StopAfter(3)).finished
-    file = tmp_path / "stopped" / "settings.yaml"
-    kept = file.read_text()
-    file.write_text(kept.replace("micro_batch: 3", "micro_batch: 4"))
-    with pytest.raises(InputError, match="order is not what it was"):
-        resume(tmp_path / "stopped")
-    file.write_text(kept)
-    assert resume(tmp_path / "stopped").finished
-    assert result_of(tmp_path / "stopped") == result_of(tmp_path / "parts")
-
-
-# The planner, over rehearsals that are made up
+# Over rehearsals that are made up
 
 
 MB = 1_000_000
@@ -445,27 +254,29 @@ def test_the_plan_on_the_command_line(fake: type[FakeStage]) -> None:
 
 
 def test_training_keeps_what_the_plan_chose(
-    fake: type[FakeStage], bundle: Path, data: Path, tmp_path: Path
+    fake: type[FakeStage], derived_bundle: Path, data: Path, tmp_path: Path
 ) -> None:
     files = ("--data", data / "train.jsonl", "--out", tmp_path / "run")
-    done = called("train", bundle, *files, "--steps", 2, "--threads", 1, "--memory", "690MB")
+    done = called(
+        "train", derived_bundle, *files, "--steps", 2, "--threads", 1, "--memory", "690MB"
+    )
     assert done.status == 0, done.err
     assert "the plan: hift-adamw, 2 steps" in done.err
     settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
     assert (settings["method"], settings["micro_batch"]) == ("hift-adamw", 8)
 
 
-# And over real ones
+# A real one
 
 
-def test_a_run_keeps_its_limit_and_the_prediction(bundle: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_its_limit_and_the_prediction(derived_bundle: Path, tmp_path: Path) -> None:
     """Batches of 512 rows, whose activations are several times what the process has else."""
     labels = ("negative", "positive")
     rows = ({"text": words(i, 20 + i % 21), "label": labels[i % 2]} for i in range(512))
     data = write_rows(tmp_path / "wide.jsonl", rows)
     flags = ("--method", "adamw", "--steps", 2, "--batch-size", 512, "--threads", 2, "--json")
     files = ("--data", data, "--out", tmp_path / "run")
-    done = run(command_line("train", bundle, *files, *flags, "--memory", "260MB"))
+    done = run(command_line("train", derived_bundle, *files, *flags, "--memory", "260MB"))
     assert done.status == 0, done.err
     peak = done.json["peak_rss_mb"]
     assert peak <= 260

@@ -37,7 +37,7 @@ HEAD = {"kind": "head", "labels": ["a", "b"], "position": 0}
         (manifest("first", "second"), "full", "mezo"),
         (manifest(*NAMES, form=HEAD), "full", "mezo"),
         (manifest(*NAMES, "layers.2.w_scale"), "scales", "es"),
-        (manifest(*NAMES, "layers.2.w_scale", adapter={"kind": "lora"}), "lora", "mezo"),
+        (manifest(*NAMES, "layers.2.w_scale", adapter={"kind": "lora"}), "lora", "fzoo"),
         (manifest(*NAMES, context_length=None), "full", "mezo"),
     ],
 )

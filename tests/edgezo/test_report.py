@@ -44,7 +44,7 @@ def make_run(
             seconds=0.5,
         )
         if metric and step % 10 == 0:
-            value = step / steps if metric == "accuracy" else 90 / step
+            value = 90 / step if metric == "perplexity" else step / steps
             metrics.write(step=step, eval={"examples": 30, "loss": 1.0, metric: value})
     journal.close()
     metrics.close()
@@ -102,6 +102,12 @@ def test_shows_every_chart_and_figure(tmp_path: Path) -> None:
         assert text in page
     assert page.count("<svg") == 4
     assert (tmp_path / "run" / "report.html").stat().st_size < 400_000
+
+
+def test_shows_what_the_objective_is_judged_by(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", metric="f1"))
+    for text in ("Held-out F1, %", "held-out F1 after step 40", "25.0 % → 100.0 %"):
+        assert text in page
 
 
 def test_shows_perplexity_where_nothing_is_predicted(tmp_path: Path) -> None:

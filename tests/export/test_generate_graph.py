@@ -98,11 +98,12 @@ def test_other_weights_fail_the_comparison(bundle_folder: Callable[[str], Path])
         check_reading(session, tiny_model("llama_tied"))
 
 
+@pytest.mark.parametrize("part", ["fc1.bias", "self_attn.q_proj.weight"])
 def test_a_dead_weight_is_named(
-    bundle_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    part: str, bundle_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, weights = open_generation(open_bundle(bundle_folder("opt")))
-    name = "model.decoder.layers.1.fc1.bias"
+    name = f"model.decoder.layers.1.{part}"
     bind = session.bind
     monkeypatch.setattr(session, "bind", lambda n, array: n == name or bind(n, array))
     with pytest.raises(InputError, match=name):

@@ -90,7 +90,8 @@ def test_a_graph_opens_no_other_file(small_bundle: Path) -> None:
     graph = small_bundle / "graph.onnx"
     assert open_bundle(small_bundle).read_graph() == graph.read_bytes()
     model = onnx.ModelProto()
-    tensor = model.graph.initializer.add(name="w", dims=[4], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    tensor = model.graph.initializer.add(name="w", dims=[4], data_type=1)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../secret")
     for content, sentence in (
         (model.SerializeToString(), "keeps data in other files"),

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from late_steps import (
+    CASES,
+    begin,
+    check_descents,
+    check_float16,
+    check_losses,
+    check_nothing_is_added,
+    check_steps,
+    check_waits,
+)
 from layered_bundle import rows_for_layered, write_layered
 from runtime_helpers import contents, fill
 from steps_on_devices import DIFFERENTIATING, check_agreement, check_resume
@@ -20,6 +31,7 @@ from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
+from edgezo_runtime.devices.cuda import CudaDevice
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
@@ -32,6 +44,12 @@ from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 from edgezo_runtime.weights import Weights
 
 pytestmark = pytest.mark.cuda
+SPIN = r"""
+extern "C" __global__ void spin(long long cycles) {
+    const long long end = clock64() + cycles;
+    while (clock64() < end);
+}
+"""
 SIZES = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
 
 
@@ -220,6 +238,54 @@ def test_a_step_that_waits_once_is_the_same(card: Device, bundle: Path, name: st
             estimates.append(method.step(number, loss, np.float32(1e-3)))
         found.append((estimates, contents(model.arena)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_slopes_that_stay_are_those_that_are_waited_for(
+    card: Device, bundle: Path, name: str, settings: dict[str, Any]
+) -> None:
+    """Records and weights of both, and a replay on the CPU."""
+    check_steps(bundle, name, settings)
+
+
+def test_slopes_that_stay_with_weights_in_float16(card: Device, tmp_path: Path) -> None:
+    check_float16(write_tied(tmp_path, "float16"))
+
+
+@pytest.mark.parametrize("name", ["mezo", "spsa-n"])
+def test_a_step_waits_for_the_one_before(
+    card: Device, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_waits(bundle, name, monkeypatch)
+
+
+def test_losses_and_terms_on_the_card_are_the_host_s(card: Device) -> None:
+    check_losses(card)
+    check_descents(card)
+    check_nothing_is_added(card)
+
+
+def test_a_step_is_queued_while_the_card_is_busy(card: Device, bundle: Path) -> None:
+    """Whatever the host might wait for, it would wait for the kernel in front."""
+    spin = card.xp.RawKernel(SPIN, "spin")
+    model, tuning = begin(bundle, "cuda", "mezo", {"weight_decay": 0.1})
+    for _ in range(4):  # until the shape is recorded
+        tuning.step(BatchLoss(model, batch_of(0)), np.float32(1e-3))
+    assert isinstance(model.device, CudaDevice)
+    stream = model.device.stream
+    with stream:
+        spin((1,), (1,), (np.int64(0),))
+    stream.synchronize()
+    began = time.perf_counter()
+    with stream:
+        spin((1,), (1,), (np.int64(1 << 30),))
+    taken = tuning.start(BatchLoss(model, batch_of(0)), np.float32(1e-3))
+    queued = time.perf_counter() - began
+    assert taken.late
+    tuning.found(taken)
+    done = time.perf_counter() - began
+    assert done > 0.2
+    assert queued < done / 4, (queued, done)
 
 
 @pytest.mark.parametrize(

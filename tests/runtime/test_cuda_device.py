@@ -158,7 +158,7 @@ def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
         assert len(parts[-1]._recordings) == 3
 
 
-@pytest.mark.parametrize(("name", "passes"), [("mezo", 2), ("es", 8), ("one-sided", 2)])
+@pytest.mark.parametrize(("name", "passes"), [("zo-llm-sign", 2), ("es", 8), ("fzoo", 9)])
 def test_a_step_waits_once_all_its_passes_are_queued(
     card: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, passes: int
 ) -> None:

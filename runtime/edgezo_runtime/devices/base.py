@@ -13,6 +13,7 @@ import numpy as np
 
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.dtypes import Dtype
+from edgezo_runtime.late import LateLoss, LateSlopes
 from edgezo_runtime.sweep import Placed, Sweeper
 
 #: Binds the input of that name of an ONNX Runtime IOBinding.
@@ -140,6 +141,31 @@ class Device(abc.ABC):
                 self.bind_output(binding, name)
         session.run_with_iobinding(binding)
         return binding.get_outputs()
+
+    def slopes(
+        self,
+        losses: Sequence[LateLoss],
+        pairs: Sequence[tuple[int, int]],
+        span: float,
+        clip: float,
+        lr: np.float32,
+        most: float,
+    ) -> LateSlopes:
+        r"""Starts to compute slopes of losses that stayed with `Part.reduce`.
+
+        .. math:: g = \mathrm{clip}\Bigl(\frac{L_i - L_j}{span}, -c, c\Bigr)
+
+        All are skipped if, rounded to float32, one is not finite, or not so times the rate.
+
+        Args:
+            losses: L, of all passes of a step.
+            pairs: i and j of each slope.
+            span: how far the weights of both are apart.
+            clip: c.
+            lr: the step's learning rate.
+            most: the largest slope that the method can use.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def adopt(self, value: Any) -> Any:

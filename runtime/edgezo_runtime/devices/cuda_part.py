@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgezo_runtime.batch import Reduction
+from edgezo_runtime.devices.cuda_slope import CardLoss
 from edgezo_runtime.devices.part import Part
+from edgezo_runtime.late import LateLoss
 from edgezo_runtime.ort import onnxruntime
 
 if TYPE_CHECKING:
@@ -66,6 +69,20 @@ class RecordedPart(Part):
     def start(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> Callable[[], list[np.ndarray]]:
+        values = self._launch(feeds, outputs)
+        return self._device.bring([values[name] for name in outputs])
+
+    def reduces(self, reduction: Reduction) -> bool:
+        return self.outputs[reduction.output].type == "tensor(float)"
+
+    def reduce(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
+    ) -> LateLoss:
+        values = self._launch(feeds, outputs)
+        return CardLoss.of(self._device, values[reduction.output], reduction)
+
+    def _launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
+        """Starts a run; returns the outputs by name, on the card until another is started."""
         feeds = {name: array for name, array in feeds.items() if name in self.inputs}
         feeds |= self._held
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
@@ -80,7 +97,7 @@ class RecordedPart(Part):
                 self._device.fill(buffer, feeds[name])
             self._session.run_with_iobinding(recording.binding, recording.options)
             values = recording.outputs
-        return self._device.bring([values[name] for name in outputs])
+        return values
 
     def _run_plainly(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         for name, array in feeds.items():

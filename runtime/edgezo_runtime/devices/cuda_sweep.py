@@ -16,7 +16,7 @@ from edgezo_runtime import dtypes, noise
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.noise import BLOCK_SIZE, EVERYWHERE, AnyDirection, Direction, Purpose
 from edgezo_runtime.philox import split64
-from edgezo_runtime.sweep import Placed, Rule, Sweeper, Term, update_with
+from edgezo_runtime.sweep import Descent, Placed, Rule, Sweeper, Term, update_with
 
 _THREADS = 256  # of a CUDA block, as sweep.cu says
 _CHUNK_BYTES = 8192  # that a CUDA block sweeps
@@ -30,11 +30,12 @@ _TERM = np.dtype(
         ("sample", "<u4"),
         ("coefficient", "<f4"),
         ("decay", "<f4"),
-        ("gap", "<u4"),
-        ("slope", "<u8"),
-        ("pool", "<u8"),
         ("unit", "<f4"),
-        ("pad", "<u4"),
+        ("pool", "<u8"),
+        ("slope", "<u8"),
+        ("skipped", "<u8"),
+        ("back", "<f8"),
+        ("rate", "<f8"),
     ]
 )
 _TERMS = np.dtype([("term", _TERM, Sweeper.most_terms)])
@@ -62,8 +63,11 @@ class CudaSweeper(Sweeper):
                 firsts = [(one.weights.data.ptr - start) // size for one in own]
                 self._swept.append((buffer, Chunks.of(dtype, zip(own, firsts, strict=True))))
 
+    def descends(self, directions: Sequence[AnyDirection]) -> bool:
+        return all(map(_plain, directions))
+
     def sweep(self, terms: Sequence[Term]) -> None:
-        for plain, run in itertools.groupby(terms, _plain):
+        for plain, run in itertools.groupby(terms, lambda term: _plain(term.direction)):
             if plain:
                 launch(self._stream, list(run), self._swept)
                 continue
@@ -108,9 +112,9 @@ def launch(stream: Any, terms: Sequence[Term], swept: Iterable[tuple[Any, Chunks
             kernel((chunks.count,), (_THREADS,), (buffer, chunks.table, packed))
 
 
-def _plain(term: Term) -> bool:
-    """Whether the kernels know how to draw a term's direction."""
-    return isinstance(term.direction, Direction) and term.direction.support == EVERYWHERE
+def _plain(direction: AnyDirection) -> bool:
+    """Whether the kernels know how to draw a direction."""
+    return isinstance(direction, Direction) and direction.support == EVERYWHERE
 
 
 def _adding(coefficient: np.float32) -> Rule:
@@ -141,6 +145,9 @@ def pack(row: Any, term: Term) -> None:
     row["sample"] = int(Purpose.DIRECTION) << 24 | direction.sample
     row["coefficient"], row["decay"] = term.coefficient, term.decay
     row["pool"], row["unit"] = counts.data.ptr, unit
+    if isinstance(term, Descent):
+        row["slope"], row["skipped"] = term.slope.address, term.slope.skipped
+        row["back"], row["rate"] = term.back, term.rate
 
 
 @functools.cache

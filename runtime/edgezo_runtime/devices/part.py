@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgezo_runtime.batch import Reduction
+from edgezo_runtime.late import LateLoss
+
 if TYPE_CHECKING:
     from edgezo_runtime.devices.base import Binder, Device
 
@@ -69,3 +72,17 @@ class Part:
         """
         values = self.run(feeds, outputs)
         return lambda: values
+
+    def reduces(self, reduction: Reduction) -> bool:
+        """Whether `reduce` can."""
+        return False
+
+    def reduce(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
+    ) -> LateLoss:
+        """Starts a run, as `start` does; returns the mean loss, which stays on the device.
+
+        Raises:
+            InputError: a label is none of the columns.
+        """
+        raise NotImplementedError

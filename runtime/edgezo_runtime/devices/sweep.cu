@@ -20,10 +20,11 @@ typedef unsigned long long u64;
 struct Term {
     u32 key_low, key_high, step_low, step_high, sample;  // sample: purpose << 24 | sample
     float coefficient, decay;
-    const float* slope;  // the coefficient lies on the device if this is not null
-    const i8* pool;
     float unit;  // what a count of the pool is worth
-    u32 pad;
+    const i8* pool;
+    const double* slope;    // that only the card knows yet, or null: see Descent in sweep.py
+    const double* skipped;  // whether its step is, if not 0
+    double back, rate;
 };
 
 struct Chunk {
@@ -105,9 +106,12 @@ __device__ __forceinline__ void sweep(u8* buffer, const Chunk* chunks, const Ter
         const uint2 words = draw(term, (u32)(chunk.noise >> BLOCK_BITS));
         const u32 within = (u32)chunk.noise & ((1u << BLOCK_BITS) - 1u);
         windows[threadIdx.x] = term.pool + (words.x & POOL_MASK) + within;
-        scales[threadIdx.x] = term.slope ? *term.slope : term.coefficient;
-        signs[threadIdx.x] = words.y & 1u ? -1.0f : 1.0f;
-        decays[threadIdx.x] = chunk.decays ? term.decay : 1.0f;
+        const bool skipped = term.slope && *term.skipped != 0.0;
+        const bool descends = term.slope && !skipped;
+        scales[threadIdx.x] = !descends ? term.coefficient
+            : __double2float_rn(__dsub_rn(term.back, __dmul_rn(term.rate, *term.slope)));
+        signs[threadIdx.x] = skipped && term.back == 0.0 ? 0.0f : words.y & 1u ? -1.0f : 1.0f;
+        decays[threadIdx.x] = chunk.decays && !skipped ? term.decay : 1.0f;
     }
     __syncthreads();
     Word* weights = reinterpret_cast<Word*>(buffer) + chunk.weight;
@@ -117,6 +121,7 @@ __device__ __forceinline__ void sweep(u8* buffer, const Chunk* chunks, const Ter
         held.wide = reinterpret_cast<uint4*>(weights)[vector];
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
+            if (signs[t] == 0.0f) continue;  // adding 0 would turn -0
             // Aligned words of the pool, shifted to where the window begins.
             const u64 address = (u64)windows[t] + (u64)vector * LANES;
             const u32* words = reinterpret_cast<const u32*>(address & ~3ull);
@@ -146,6 +151,7 @@ __device__ __forceinline__ void sweep(u8* buffer, const Chunk* chunks, const Ter
         Word held = weights[at];
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
+            if (signs[t] == 0.0f) continue;
             const float count = (float)windows[t][at];
             const float value = mul(mul(count, terms[t].unit), scales[t]);
             float w = add(Storage<DTYPE>::widen(held), mul(signs[t], value));

@@ -9,6 +9,7 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import Taker
 from edgezo_runtime.first_order.tangents import FORWARDS
+from edgezo_runtime.late import LateLoss
 from edgezo_runtime.model import Model
 from edgezo_runtime.noise import AnyDirection
 
@@ -39,6 +40,12 @@ class BatchLoss:
         """Starts a forward pass at the present weights; returns what waits for the loss."""
         self.forwards += 1
         return self._model.later(self._batch)
+
+    def stay(self) -> LateLoss | None:
+        """Starts a forward pass whose loss stays on the device; None where the host computes it."""
+        late = self._model.stay(self._batch)
+        self.forwards += late is not None
+        return late
 
     def descend(
         self, names: Sequence[str], take: Taker, keep: float = 0, draws: Draws = NO_RUN

@@ -12,6 +12,7 @@ from edgezo_runtime.methods.addax import Addax, AddaxWa
 from edgezo_runtime.methods.base import Estimate as Estimate
 from edgezo_runtime.methods.base import Method as Method
 from edgezo_runtime.methods.base import Probe as Probe
+from edgezo_runtime.methods.base import Taken as Taken
 from edgezo_runtime.methods.conservative import ZoSgdCons
 from edgezo_runtime.methods.es import EvolutionStrategies
 from edgezo_runtime.methods.first_order import FIRST_ORDER, FirstOrder

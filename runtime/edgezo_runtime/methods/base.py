@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 
@@ -40,13 +40,45 @@ class Slope:
 
     Attributes:
         direction: names z.
-        value: g, as it was recorded.
+        measured: g, as it was recorded; a `LateSlope` where only the device knows it yet.
         back: how far along z the way back to the weights before the step is.
     """
 
     direction: AnyDirection
-    value: float
+    measured: SupportsFloat
     back: float
+
+    @property
+    def value(self) -> float:
+        """The number g; a device that is still at it is waited for."""
+        return float(self.measured)
+
+
+class Taken:
+    """A step that was taken.
+
+    Args:
+        wait: returns what it found out.
+        late: whether only the device knows that yet; else it is asked at once.
+    """
+
+    def __init__(self, wait: Callable[[], Estimate], late: bool = False) -> None:
+        self._wait: Callable[[], Estimate] | None = wait
+        self._estimate: Estimate | None = None
+        if not late:
+            self.wait()
+
+    @property
+    def late(self) -> bool:
+        """Whether only the device knows what it found out: nobody has waited for it yet."""
+        return self._estimate is None
+
+    def wait(self) -> Estimate:
+        """Returns what it found out."""
+        if self._wait is not None:
+            self._estimate, self._wait = self._wait(), None  # it holds the batch
+        assert self._estimate is not None
+        return self._estimate
 
 
 @dataclass(frozen=True)
@@ -156,6 +188,10 @@ class Method(abc.ABC):
     # Steps.
 
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
+        """Takes a step, as `start` does, and waits for what it found out."""
+        return self.start(number, loss, lr).wait()
+
+    def start(self, number: int, loss: Callable[[], float], lr: np.float32) -> Taken:
         """Estimates the gradient with calls of `loss` and updates the arena.
 
         Args:
@@ -165,7 +201,14 @@ class Method(abc.ABC):
         """
         walk = Measured(self.arena, number, lr, loss, self.most)
         self.take(walk)
-        self.past.append((number, walk.record))
+
+        taken = Taken(lambda: self._estimate(walk), walk.late)
+        if self.memory:
+            self.past.append((number, taken.wait().record))
+        return taken
+
+    def _estimate(self, walk: Measured) -> Estimate:
+        walk.finish()
         return Estimate(float(np.mean(walk.losses)), walk.record)
 
     def replay(self, number: int, record: Record) -> None:
@@ -211,6 +254,11 @@ class Method(abc.ABC):
 
     # What parts share.
 
+    @property
+    def late(self) -> bool:
+        """Whether the update takes slopes that only the device knows yet."""
+        return False
+
     @functools.cached_property
     def narrow(self) -> bool:
         """Whether weights are float16, so that what rounding does has to be minded."""
@@ -244,11 +292,32 @@ class Method(abc.ABC):
 
     def losses(self, walk: Walk, moves: Sequence[Sequence[Term]]) -> list[float]:
         """Returns the loss after each of `moves`; all passes are started before one is awaited."""
+        return [wait() for wait in self._started(walk, moves, stay=False)]
+
+    def slopes(
+        self,
+        walk: Walk,
+        moves: Sequence[Sequence[Term]],
+        pairs: Sequence[tuple[int, int]],
+        span: float,
+        clip: float = math.inf,
+    ) -> Sequence[SupportsFloat]:
+        """Returns slopes of the losses after each of `moves`; see `Walk.slopes`.
+
+        Nothing is waited for where the device computes them and the update takes them as they are.
+        """
+        directions = [term.direction for terms in moves for term in terms]
+        stay = self.late and self.arena.sweeper.descends(directions)
+        return walk.slopes(self._started(walk, moves, stay), pairs, span, clip)
+
+    def _started(
+        self, walk: Walk, moves: Sequence[Sequence[Term]], stay: bool
+    ) -> list[Callable[[], float]]:
         started = []
         for number, terms in enumerate(moves, start=1):
             self.arena.defer(*terms)
-            started.append(walk.later(moves[number:]))
-        return [wait() for wait in started]
+            started.append(walk.later(moves[number:], stay))
+        return started
 
     def restore(self, slopes: Sequence[Slope]) -> None:
         """Takes the weights back to where they were before the step."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from typing import ClassVar
+from typing import ClassVar, SupportsFloat
 
 from edgezo_runtime.arena import Term
 from edgezo_runtime.methods.base import Method, Slope, along
@@ -71,17 +72,22 @@ class TwoPoint(Method):
         # went past a power of two. From the other end they would come back rounded twice.
         down = [-reach, -reach] if self.narrow else [-2 * reach]
         moves = [[along(direction, reach)], [along(direction, way) for way in down]]
-        higher, lower = self.losses(walk, moves)
-        (slope,) = walk.known(self.slope(higher, lower, reach))
+        (slope,) = self.slopes(walk, moves, [(0, 1)], 2 * reach, self.believed)
         return [Slope(direction, self._clipped(slope), reach)]
 
-    def slope(self, higher: float, lower: float, reach: float) -> float:
-        """Returns the projected gradient of the losses at both ends, `reach` from the middle."""
-        return (higher - lower) / (2 * reach)
+    @property
+    def believed(self) -> float:
+        """The largest slope that is believed."""
+        return math.inf
 
-    def _clipped(self, slope: float) -> float:
+    @property
+    def late(self) -> bool:
+        return super().late and not self.median_clip
+
+    def _clipped(self, measured: SupportsFloat) -> SupportsFloat:
         if not self.median_clip:
-            return slope
+            return measured
+        slope = float(measured)
         seen = [
             abs(float(r.scalars[0])) for _, r in list(self.past)[-_REMEMBERED:] if not r.skipped
         ]
@@ -112,8 +118,7 @@ class OneSided(Method):
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction, reach = self.direction(walk.number), reach_of(self, walk.number)
-        here, there = self.losses(walk, [[], [along(direction, reach)]])
-        (slope,) = walk.known((there - here) / reach)
+        (slope,) = self.slopes(walk, [[], [along(direction, reach)]], [(1, 0)], reach)
         return [Slope(direction, slope, -reach)]
 
 
@@ -157,9 +162,8 @@ class TwoPointSamples(Samples):
         for i, direction in enumerate(directions):
             back = [along(directions[i - 1], self.eps)] if i else []
             moves += [[*back, along(direction, self.eps)], [along(direction, -2 * self.eps)]]
-        losses = self.losses(walk, moves)
-        pairs = zip(losses[::2], losses[1::2], strict=True)
-        values = walk.known(*((higher - lower) / (2 * self.eps) for higher, lower in pairs))
+        pairs = [(2 * i, 2 * i + 1) for i in range(self.samples)]
+        values = self.slopes(walk, moves, pairs, 2 * self.eps)
         backs = [0.0] * (self.samples - 1) + [self.eps]
         return [Slope(*each) for each in zip(directions, values, backs, strict=True)]
 

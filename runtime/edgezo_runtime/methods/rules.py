@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.arena import Term
+from edgezo_runtime.late import LateSlope
 from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.power import power
-from edgezo_runtime.sweep import ONE, Rule
+from edgezo_runtime.sweep import ONE, Descent, Rule
 
 LARGEST_SQUARE = 1e18  # slopes below it, times z, have squares in float32
 
@@ -31,9 +32,19 @@ class Sgd(Method):
         rate = walk.lr / len(slopes)
         last = len(slopes) - 1
         for i, slope in enumerate(slopes):
-            coefficient = np.float32(slope.back - rate * self.length(slope.value))
             decay = self.decay(walk) if i == last else ONE
-            self.arena.defer(Term(slope.direction, coefficient, decay))
+            self.arena.defer(self._term(slope, rate, decay))
+
+    def _term(self, slope: Slope, rate: float, decay: np.float32) -> Term:
+        direction, back, late = slope.direction, slope.back, slope.measured
+        if isinstance(late, LateSlope):
+            first = np.float32(back)
+            return Descent(direction, first, decay, slope=late, back=back, rate=rate)
+        return Term(direction, np.float32(back - rate * self.length(slope.value)), decay)
+
+    @property
+    def late(self) -> bool:
+        return True
 
     @property
     def updates_at_once(self) -> bool:
@@ -52,6 +63,10 @@ class FixedLength(Sgd):
 
     .. math:: \theta \leftarrow (\theta - \eta\, \mathrm{sign}(g) z)(1 - \eta \lambda)
     """
+
+    @property
+    def late(self) -> bool:
+        return False  # a device computes no signs
 
     def length(self, slope: float) -> float:
         return float(np.sign(slope))

@@ -7,14 +7,16 @@ A method describes a step once, as moves between losses. What it computes from l
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.journal import SKIPPED, Record
+from edgezo_runtime.late import LateLoss, LateSlopes
 from edgezo_runtime.noise import AnyDirection
 
 
@@ -33,6 +35,18 @@ class Startable(Protocol):
 
     def later(self) -> Callable[[], float]:
         """Starts a forward pass at the present weights; returns what waits for the loss."""
+        ...
+
+
+@runtime_checkable
+class Stayable(Protocol):
+    """A loss that may stay where it is computed."""
+
+    def stay(self) -> LateLoss | None:
+        """Starts a forward pass at the present weights, whose loss stays on the device.
+
+        Where the host computes it, nothing is started, and None returned.
+        """
         ...
 
 
@@ -55,10 +69,33 @@ class Walk(abc.ABC):
         return self.later()()
 
     @abc.abstractmethod
-    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
+    def later(
+        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
+    ) -> Callable[[], float]:
         """Starts what `loss` needs; returns what waits for it, to be called once and in order.
 
-        `ahead` is what will be added before each of the losses that follow, as far as it is known.
+        Args:
+            ahead: what will be added before each of the losses that follow, as far as it is known.
+            stay: whether the loss had better stay on the device, for `slopes`.
+        """
+
+    @abc.abstractmethod
+    def slopes(
+        self,
+        waits: Sequence[Callable[[], float]],
+        pairs: Sequence[tuple[int, int]],
+        span: float,
+        clip: float = math.inf,
+    ) -> Sequence[SupportsFloat]:
+        """Returns slopes, as `known` does, of all losses of the step.
+
+        They are `LateSlope`s where all of the losses stayed on the device.
+
+        Args:
+            waits: what `later` returned.
+            pairs: which loss rises above which, by their places, for each slope.
+            span: how far they are apart.
+            clip: the largest slope that is believed.
         """
 
     @abc.abstractmethod
@@ -94,10 +131,18 @@ class Measured(Walk):
         self._rate = lr
         self._scalars: tuple[np.float32, ...] = ()
         self._flags = 0
+        self._stayed: list[LateLoss] = []
+        self._late: LateSlopes | None = None
 
-    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
+    def later(
+        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
+    ) -> Callable[[], float]:
         self._arena.add()
         self._arena.foresee(ahead)
+        late = _stay(self._loss) if stay else None
+        if late is not None:
+            self._stayed.append(late)
+            return late
         wait = _start(self._loss)
 
         def read() -> float:
@@ -105,6 +150,21 @@ class Measured(Walk):
             return self.losses[-1]
 
         return read
+
+    def slopes(
+        self,
+        waits: Sequence[Callable[[], float]],
+        pairs: Sequence[tuple[int, int]],
+        span: float,
+        clip: float = math.inf,
+    ) -> Sequence[SupportsFloat]:
+        if len(self._stayed) == len(waits):
+            device, most = self._arena.device, self._most
+            self._late = device.slopes(self._stayed, pairs, span, clip, self._rate, most)
+            return self._late.each
+        losses = [wait() for wait in waits]
+        found = ((losses[i] - losses[j]) / span for i, j in pairs)
+        return self.known(*(min(max(slope, -clip), clip) for slope in found))
 
     def slope(self, direction: AnyDirection) -> float:
         if not isinstance(self._loss, Differentiable):
@@ -130,6 +190,18 @@ class Measured(Walk):
         return flag
 
     @property
+    def late(self) -> bool:
+        """Whether only the device knows the slopes yet."""
+        return self._late is not None
+
+    def finish(self) -> None:
+        """Waits for what only the device knows yet."""
+        if self._late is not None:
+            self.losses, self._scalars, self.skipped = self._late.wait()
+            self._flags = SKIPPED if self.skipped else 0
+            self._late = None
+
+    @property
     def record(self) -> Record:
         """What the step was computed from."""
         return Record(self._scalars, self._rate, self._flags)
@@ -143,8 +215,19 @@ class Replayed(Walk):
         self._record = record
         self._next = 0
 
-    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], float]:
+    def later(
+        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
+    ) -> Callable[[], float]:
         return lambda: float("nan")
+
+    def slopes(
+        self,
+        waits: Sequence[Callable[[], float]],
+        pairs: Sequence[tuple[int, int]],
+        span: float,
+        clip: float = math.inf,
+    ) -> Sequence[SupportsFloat]:
+        return self.known(*(math.nan for _ in pairs))
 
     def slope(self, direction: AnyDirection) -> float:
         return float("nan")
@@ -157,6 +240,11 @@ class Replayed(Walk):
 
     def choice(self, flag: int) -> int:
         return self._record.flags & ~SKIPPED
+
+
+def _stay(loss: Callable[[], float]) -> LateLoss | None:
+    """Starts a loss that stays on the device, if it can."""
+    return loss.stay() if isinstance(loss, Stayable) else None
 
 
 def _start(loss: Callable[[], float]) -> Callable[[], float]:
