@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx.parser
 import psutil
 import pytest
 
 from edgezo_runtime import memory
+from edgezo_runtime.devices import CpuDevice
+from edgezo_runtime.first_order.pieces import fed
 
 MIB = 1 << 20
 
@@ -58,3 +61,25 @@ def test_elsewhere_the_peak_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("resource")
     monkeypatch.setattr(memory, "_linux_status", lambda: None)
     assert memory.resident_bytes() == memory.peak_bytes() > 8 * MIB
+
+
+def test_sessions_take_turns_in_one_memory() -> None:
+    """The second one needs no more than the first one left."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("elsewhere only the peak is known")
+    device, numbers = CpuDevice(1), fed(np.ones(16 << 20, np.float32))
+    held = [memory.resident_bytes()]
+    sessions = []
+    for operator in ("Exp", "Cos"):
+        sessions.append(device.open_session(chain(operator)))
+        device.run(sessions[-1], {"x": numbers}, ["y"])
+        held.append(memory.resident_bytes())
+    assert held[2] - held[1] < 16 * MIB
+
+
+def chain(operator: str) -> bytes:
+    """Returns a graph whose values are as large as its input, and whose output is one number."""
+    nodes = f"a = {operator}(x) b = Sin(a) y = ReduceSum <keepdims = 0> (b)"
+    head = '<ir_version: 8, opset_import: ["": 17]>'
+    text = f"{head} chain (float[n] x) => (float y) {{ {nodes} }}"
+    return onnx.parser.parse_model(text).SerializeToString()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
 
 _ALIGNMENT = 64  # bytes
+_REGION = 1 << 26  # bytes that sessions' memory begins with; only what is written to is taken
+_SPLIT = 1 << 16  # bytes left over of a free part that are worth to be one of their own
 
 
 class CpuDevice(Device):
@@ -63,8 +66,9 @@ class CpuDevice(Device):
     def open_session(
         self, model: bytes, constants: Mapping[str, Any] | None = None, piece: bool = False
     ) -> Any:
+        _share_memory()
         options = session_options(self.threads)
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = not piece
+        options.add_session_config_entry("session.use_env_allocators", "1")
         # Idle workers would spin on the cores that the sweep needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         add_constants(options, model, constants)
@@ -100,6 +104,21 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@functools.cache
+def _share_memory() -> None:
+    """Lets all sessions of this process that ask for it take turns in one memory.
+
+    One for each would hold what the others could use, and the heap falls to pieces between the
+    values that a gradient keeps; pages that are given back would have to be zeroed again.
+    """
+    ort = onnxruntime()
+    kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+    settings = {"initial_chunk_size_bytes": _REGION, "max_dead_bytes_per_chunk": _SPLIT}
+    ort.create_and_register_allocator(
+        ort.OrtMemoryInfo("Cpu", kind, 0, memory), ort.OrtArenaCfg(settings)
+    )
 
 
 def session_options(threads: int) -> Any:
