@@ -124,7 +124,7 @@ class Bench:
         for method in methods:
             yield from self.against_torch(method)
         if IN_PLACE in methods:
-            yield from self.against_torch(IN_PLACE, keep_products=0.5)
+            yield from self.against_torch(IN_PLACE, keep_products=1)
         yield from self.hift()
         for method in PREFIX_METHODS:
             if method in methods or method not in METHODS:

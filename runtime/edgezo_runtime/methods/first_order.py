@@ -71,7 +71,7 @@ class FirstOrder:
     graph: ClassVar[str] = GRADIENTS
     family: ClassVar[str] = "first-order"
     weight_decay = Number(0.0, least=0)
-    keep_products = Number(1.0, least=0, most=1)  # where the state takes memory anyway
+    keep_products = Number(0.5, least=0, most=1)  # where the state takes memory anyway
 
     rule: ClassVar[type[rules.Rule]]
     #: Whether the state lies on disk.
