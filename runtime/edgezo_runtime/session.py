@@ -120,9 +120,10 @@ class Session:
         Raises:
             EdgezoError: ONNX Runtime failed.
         """
-        reduction, feeds = batch.objective.reduction(), batch.feeds()
+        reduction = batch.objective.reduction()
         if reduction is None or not self._suffix.reduces(reduction):
             return None
+        feeds = batch.feeds()
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)

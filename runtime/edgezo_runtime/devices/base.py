@@ -86,7 +86,7 @@ class Device(abc.ABC):
             model: the bytes of an ONNX file.
             constants: values of initializers that lie in no file, OrtValues by name.
             piece: whether it is one of many that take turns: what it keeps for its next run, the
-                others would want.
+                others would want. On the CPU all sessions share one memory anyway.
         """
 
     def part(
