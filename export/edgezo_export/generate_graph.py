@@ -78,9 +78,7 @@ def export_generate_graph(model: PreTrainedModel) -> ir.Model:
     names = [f"{i}.{part}" for i in range(len(sizes) // 2) for part in ("key", "value")]
     past = [torch.zeros((2, heads, 5, head_dim)) for heads, head_dim in sizes]
     batch, new = (torch.export.Dim(name) for name in ("batch", "new"))
-    # GPT-2 cuts its causal mask out of one of this size.
-    limit = getattr(model.config, "max_position_embeddings", None)
-    length = torch.export.Dim("past", max=limit)
+    length = torch.export.Dim("past")
     example = {
         "input_ids": torch.full((2, 3), 5),
         "attention_mask": torch.ones((2, 8), dtype=torch.int64),
@@ -96,11 +94,6 @@ def export_generate_graph(model: PreTrainedModel) -> ir.Model:
     exported.graph.inputs[1].shape = ir.Shape(["batch", "past + new"])
     for value, name in zip(exported.graph.inputs[2:], names, strict=False):
         value.name = f"past_key_values.{name}"
-    # GPT-2's mask leaves formulas of these sizes, which mean the same.
-    logits, *present = exported.graph.outputs
-    logits.shape = ir.Shape(["batch", model.config.vocab_size])
-    for value, (heads, head_dim) in zip(present, sizes, strict=True):
-        value.shape = ir.Shape(["batch", heads, "past + new", head_dim])
     GroupQueries()(exported)
     common_passes.RemoveUnusedNodesPass()(exported)
     return exported

@@ -88,25 +88,6 @@ class LiftParameters(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-class MergeBuffers(ir.passes.InPlacePass):
-    """Keeps one of several equal buffers, such as GPT-2's causal mask in every layer."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Runs the pass."""
-        kept: dict[tuple[object, ...], ir.Value] = {}
-        modified = False
-        for name, value in list(model.graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is None or "BUFFER" not in value.metadata_props.get(KIND_KEY, ""):
-                continue
-            first = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
-            if first is not value:
-                value.replace_all_uses_with(first)
-                del model.graph.initializers[name]
-                modified = True
-        return ir.passes.PassResult(model, modified=modified)
-
-
 class DivideBySqrt(ir.passes.InPlacePass):
     """Writes `x * (1 / sqrt(v))` as `x / sqrt(v)`, which ONNX Runtime knows as an RMS norm."""
 
@@ -160,7 +141,7 @@ def lifted(model: ir.Model, names: ParameterNames) -> ir.Model:
 
     The optimiser runs after the lift: before it, it would fold and merge weights.
     """
-    model = MergeBuffers()(LiftParameters(names)(model).model).model
+    model = LiftParameters(names)(model).model
     simplify(model)
     cleanup = ir.passes.Sequential(
         DivideBySqrt(),
