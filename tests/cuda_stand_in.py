@@ -10,20 +10,19 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
+import cuda_kernels
 import numpy as np
 import pytest
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.devices import Binder, cuda, cuda_slope, cuda_sweep
+from edgezo_runtime.devices import Binder, cuda, cuda_noise, cuda_rule, cuda_slope, cuda_sweep
 from edgezo_runtime.devices.cpu import CpuDevice, alias
-from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
-from edgezo_runtime.philox import philox
+from edgezo_runtime.noise import POOL_SIZE
 
 _SAME = (
     *("abs", "arange", "bincount", "bool_", "concatenate", "divide", "empty", "int64", "maximum"),
     *("multiply", "packbits", "sign", "sqrt", "uint32", "unpackbits", "zeros"),
 )
-_LAST_BLOCK = BLOCK_SIZE - 1
 
 
 class Array(np.ndarray):
@@ -187,57 +186,8 @@ class _RawModule:
         self._code = code
 
     def get_function(self, name: str) -> Any:
-        assert name.split("_")[0] in self._code
-        if name in _KERNELS:
-            return _KERNELS[name]
-        dtype, terms = name.split("_")
-
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-            buffer, table, packed = arguments
-            chunks = np.asarray(table).view(cuda_sweep.CHUNK)
-            assert packed.size == 1
-            assert grid == (len(chunks),) and block == (256,)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for chunk in chunks:
-                    _sweep(
-                        np.asarray(buffer),
-                        dtypes.named(dtype),
-                        chunk,
-                        packed["term"][0, : int(terms)],
-                    )
-
-        return launch
-
-
-def _sweep(buffer: np.ndarray, dtype: dtypes.Dtype, chunk: Any, terms: np.ndarray) -> None:
-    first, count, index = int(chunk["weight"]), int(chunk["count"]), int(chunk["noise"])
-    assert index // BLOCK_SIZE == (index + count - 1) // BLOCK_SIZE
-    for term in terms:
-        early, late = map(int, term["step"])
-        counter = (np.array([index // BLOCK_SIZE]), int(term["sample"]), early, late)
-        low, high = map(int, term["key"])
-        words = philox(counter, (low, high))
-        start = (int(words[0][0]) & (POOL_SIZE - 1)) + (index & _LAST_BLOCK)
-        counts = _at(int(term["pool"]) + start, count)
-        coefficient, decay = term["coefficient"], term["decay"]
-        if term["slope"]:
-            skipped, slope = (_number(term[name]) for name in ("skipped", "slope"))
-            if skipped and not term["back"]:
-                continue
-            if skipped:
-                decay = np.float32(1)
-            else:
-                coefficient = np.float32(term["back"] - term["rate"] * slope)
-        values = counts.astype(np.float32) * term["unit"] * coefficient
-        sign = np.float32(-1 if words[1][0] & 1 else 1)
-        wide = dtypes.to_float32(buffer[first : first + count], dtype) + sign * values
-        if chunk["decays"] and decay != 1:
-            wide = wide * decay
-        buffer[first : first + count] = dtypes.from_float32(wide, dtype)
-
-
-def _number(address: int) -> np.float64:
-    return np.float64(ctypes.c_double.from_address(int(address)).value)
+        assert name in self._code
+        return _KERNELS[name]
 
 
 def _total(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
@@ -274,23 +224,10 @@ def _slope(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> N
 _KERNELS = {"total": _total, "choice": _choice, "slope": _slope}
 
 
-def _at(address: int, count: int) -> np.ndarray:
-    """Returns `count` int8 that lie at `address`."""
-    for pool in _pools:
-        start = address - pool.__array_interface__["data"][0]
-        if 0 <= start < pool.size:
-            assert start + count <= pool.size
-            return pool[start : start + count]
-    raise AssertionError("no pool lies there")
-
-
-_pools: list[np.ndarray] = []
-
-
 def _asarray(values: np.ndarray) -> Array:
     array = np.ascontiguousarray(values).copy().view(Array)
-    if array.dtype == np.int8:
-        _pools.append(np.asarray(array))
+    if array.nbytes > POOL_SIZE:
+        cuda_kernels.pools.append(np.asarray(array))
     return array
 
 
@@ -339,8 +276,11 @@ def module(cards: int = 1) -> types.ModuleType:
 def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
     """Makes `device="cuda"` the stand-in until the test ends."""
     monkeypatch.setitem(__import__("sys").modules, "cupy", module(cards))
-    for cached in (cuda_sweep._pool, cuda_sweep._module, cuda_slope._module):
+    for cached in (cuda_noise._pool, cuda_slope._module):
         cached.cache_clear()
+    cuda_kernels.pools.clear()
+    monkeypatch.setattr(cuda_sweep, "kernel", cuda_kernels.kernel)
+    monkeypatch.setattr(cuda_rule, "kernel", cuda_kernels.rule_kernel)
     host = CpuDevice(1)
 
     def open_session(

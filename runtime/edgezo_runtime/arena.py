@@ -19,7 +19,7 @@ from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice, Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.noise import AnyDirection
-from edgezo_runtime.sweep import ONE, Placed, Rule
+from edgezo_runtime.sweep import ONE, Placed, Rule, State
 from edgezo_runtime.sweep import Term as Term
 
 Result = TypeVar("Result")
@@ -116,21 +116,27 @@ class Arena:
             self.sweeper.sweep(terms[start : start + most])
 
     def update(
-        self, rule: Rule, directions: Sequence[AnyDirection] = (), decay: np.float32 = ONE
+        self,
+        rule: Rule,
+        directions: Sequence[AnyDirection] = (),
+        decay: np.float32 = ONE,
+        state: State | None = None,
     ) -> None:
-        """Replaces the weights, piece by piece, by ``rule(xp, index, weights, *zs) * decay``.
+        """Replaces each weight by what ``rule(xp, weights, state, *zs)`` returns, times `decay`.
 
         Args:
-            rule: gets the array module, the piece's slice of the index space, its weights (n,)
-                float32, not to be written to, and the elements (n,) float32 of each direction; it
-                returns the new weights. It may read and write arrays of the index space at that
-                slice. Of floating point it uses + - * / and sqrt in float32 and nothing else, so
-                that every device gets the same bits.
+            rule: gets the array module, weights (n,), the state at the same places (n,) by name,
+                and the elements (n,) of each direction, none of them to be written to; returns new
+                weights, and by name what changes of the state. It looks at each element alone, in
+                float32, and takes numbers, ``+ - * /``, comparisons and sqrt, sign, abs, maximum,
+                minimum and where of `xp`: every device gets the same bits, and may hand it symbols
+                instead of arrays.
             directions: where the first one's support has ranges, only those are gone through.
             decay: multiplies the weights that decay (matrices).
+            state: arrays of the index space, float32, by name.
         """
         self.settle()
-        self.sweeper.update(rule, directions, np.float32(decay))
+        self.sweeper.update(rule, directions, np.float32(decay), state or {})
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         """Returns what `work` makes of each of `items`, in their order; threads share them."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import abc
 import bisect
+import functools
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgezo_runtime.noise import EVERYWHERE, AnyDirection, Direction, Purpose, Values, stream
-
-Bases = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,29 @@ class Matrix:
         return self.rows * self.columns
 
 
+class Place(NamedTuple):
+    """Where a matrix's factors u (rows, rank) and v (rank, columns) begin among all of them."""
+
+    rank: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of matrices.
+
+    Attributes:
+        left: every u, end to end, flat.
+        right: every v.
+        places: of each matrix.
+    """
+
+    left: Any
+    right: Any
+    places: Sequence[Place]
+
+
 @dataclass(frozen=True)
 class LowRank(AnyDirection):
     """A direction of low rank.
@@ -49,12 +73,19 @@ class LowRank(AnyDirection):
     support = EVERYWHERE
 
     @abc.abstractmethod
-    def factors(self) -> Bases:
-        """Returns u (rows, rank) and v (rank, columns) of each matrix, float32."""
+    def factors(self, xp: Any) -> Factors:
+        """Returns the factors, float32 arrays of the module `xp`."""
 
     def draw(self, xp: Any, size: int) -> Values:
         plain = self.plain.draw(xp, size)
-        factors = [(xp.asarray(u), xp.asarray(v)) for u, v in self.factors()]
+        found = self.factors(xp)
+        factors = [
+            (
+                found.left[left : left + matrix.rows * rank].reshape(matrix.rows, rank),
+                found.right[right : right + matrix.columns * rank].reshape(rank, matrix.columns),
+            )
+            for matrix, (rank, left, right) in zip(self.matrices, found.places, strict=True)
+        ]
         offsets = [matrix.offset for matrix in self.matrices]
 
         def values(start: int, stop: int) -> Any:
@@ -89,20 +120,15 @@ class Lazy(LowRank):
     rank: int
     since: int
 
-    def factors(self) -> Bases:
+    def factors(self, xp: Any) -> Factors:
         seed, step = self.plain.seed, self.plain.step
         rows = sum(matrix.rows for matrix in self.matrices)
         columns = sum(matrix.columns for matrix in self.matrices)
-        us = stream(seed, Purpose.LEFT, step, rows * self.rank)
-        vs = stream(seed, Purpose.RIGHT, self.since, columns * self.rank)
-        vs *= np.float32(1 / math.sqrt(self.rank))
-        found, row, column = [], 0, 0
-        for matrix in self.matrices:
-            u = us[row * self.rank : (row + matrix.rows) * self.rank]
-            v = vs[column * self.rank : (column + matrix.columns) * self.rank]
-            found.append((u.reshape(matrix.rows, self.rank), v.reshape(self.rank, matrix.columns)))
-            row, column = row + matrix.rows, column + matrix.columns
-        return found
+        left = stream(seed, Purpose.LEFT, step, rows * self.rank)
+        right = stream(seed, Purpose.RIGHT, self.since, columns * self.rank)
+        right *= np.float32(1 / math.sqrt(self.rank))
+        places = _places(self.matrices, (self.rank,) * len(self.matrices))
+        return Factors(xp.asarray(left), xp.asarray(right), places)
 
 
 @dataclass(frozen=True)
@@ -112,37 +138,108 @@ class Subspace(LowRank):
     .. math:: z = \sqrt{m n / r^2}\; U Z V, \quad Z \in R^{r \times r}
 
     Attributes:
+        rank: r, or a matrix's own where that is smaller.
         since: the step that the bases were drawn at.
-        bases: U (m, r) and V (r, n) of each matrix.
+        bases: U (m, r) and V (r, n) of each matrix, in the memory that weights lie in.
     """
 
+    rank: int
     since: int
-    bases: Bases = field(compare=False)
+    bases: Factors = field(compare=False)
 
-    def factors(self) -> Bases:
-        ranks = [u.shape[1] for u, _ in self.bases]
-        cores = stream(self.plain.seed, Purpose.CORE, self.plain.step, sum(r * r for r in ranks))
-        found, at = [], 0
-        for matrix, rank, (u, v) in zip(self.matrices, ranks, self.bases, strict=True):
-            scale = np.float32(math.sqrt(matrix.size) / rank)
-            core = cores[at : at + rank * rank].reshape(rank, rank) * scale
-            found.append((u, _outer(core, v, 0, rank * matrix.columns).reshape(rank, -1)))
-            at += rank * rank
-        return found
+    def factors(self, xp: Any) -> Factors:
+        ranks = tuple(place.rank for place in self.bases.places)
+        kinds, count = _alike(self.matrices, ranks), sum(rank * rank for rank in ranks)
+        drawn = stream(self.plain.seed, Purpose.CORE, self.plain.step, count)
+        right, at = xp.empty(self.bases.right.size, np.float32), 0
+        for kind in kinds:  # whose bases lie one after the other
+            n, rank, columns = len(kind.cores), kind.rank, kind.columns
+            end = at + n * rank * columns
+            cores = xp.asarray((drawn[kind.cores] * kind.scales[:, None]).reshape(n, rank, rank))
+            kept = self.bases.right[at:end].reshape(n, rank, columns)
+            total = right[at:end].reshape(n, rank, columns)
+            total[...] = cores[:, :, :1] * kept[:, :1]
+            for k in range(1, rank):
+                total += cores[:, :, k : k + 1] * kept[:, k : k + 1]
+            at = end
+        return Factors(self.bases.left, right, self.bases.places)
 
 
-def bases(matrices: tuple[Matrix, ...], seed: int, step: int, rank: int) -> Bases:
-    """Returns U and V of each matrix for a `Subspace`, drawn at `step`; at most of full rank."""
-    ranks = [min(rank, matrix.rows, matrix.columns) for matrix in matrices]
+class _Kind(NamedTuple):
+    """Matrices whose factors v have one shape.
+
+    Attributes:
+        rank: of v.
+        columns: of v.
+        cores: which of all drawn numbers are theirs, (matrices, rank * rank).
+        scales: of each of them, float32.
+    """
+
+    rank: int
+    columns: int
+    cores: np.ndarray
+    scales: np.ndarray
+
+
+def bases(
+    matrices: tuple[Matrix, ...],
+    seed: int,
+    step: int,
+    rank: int,
+    put: Callable[[np.ndarray], Any] = np.asarray,
+) -> Factors:
+    """Returns U and V of each matrix for a `Subspace`, drawn at `step`; at most of full rank.
+
+    `put` brings arrays to the memory that the weights lie in.
+    """
+    ranks = tuple(min(rank, matrix.rows, matrix.columns) for matrix in matrices)
     sizes = [r * (m.rows + m.columns) for m, r in zip(matrices, ranks, strict=True)]
     drawn = stream(seed, Purpose.BASIS, step, sum(sizes))
-    found, at = [], 0
-    for matrix, r, size in zip(matrices, ranks, sizes, strict=True):
-        left = drawn[at : at + r * matrix.rows].reshape(matrix.rows, r)
-        right = drawn[at + r * matrix.rows : at + size].reshape(matrix.columns, r)
-        found.append((orthonormal(left), np.ascontiguousarray(orthonormal(right).T)))
+    places = _places(matrices, ranks, alike=True)
+    left = np.empty(sum(r * m.rows for r, m in zip(ranks, matrices, strict=True)), np.float32)
+    right = np.empty(sum(r * m.columns for r, m in zip(ranks, matrices, strict=True)), np.float32)
+    at = 0
+    for matrix, size, (r, first, second) in zip(matrices, sizes, places, strict=True):
+        u = drawn[at : at + r * matrix.rows].reshape(matrix.rows, r)
+        v = drawn[at + r * matrix.rows : at + size].reshape(matrix.columns, r)
+        left[first : first + u.size] = orthonormal(u).reshape(-1)
+        right[second : second + v.size] = orthonormal(v).T.reshape(-1)
         at += size
-    return found
+    return Factors(put(left), put(right), places)
+
+
+@functools.lru_cache(4)
+def _places(
+    matrices: tuple[Matrix, ...], ranks: tuple[int, ...], alike: bool = False
+) -> Sequence[Place]:
+    """Returns places of factors: u in the order of matrices, v too, or those alike together."""
+    sizes = (m.rows * r for m, r in zip(matrices, ranks, strict=True))
+    lefts = itertools.accumulate(sizes, initial=0)
+    order = range(len(matrices))
+    if alike:
+        order = sorted(order, key=lambda i: (ranks[i], matrices[i].columns))
+    rights, at = [0] * len(matrices), 0
+    for i in order:
+        rights[i], at = at, at + ranks[i] * matrices[i].columns
+    return [Place(*each) for each in zip(ranks, lefts, rights, strict=False)]
+
+
+@functools.lru_cache(4)
+def _alike(matrices: tuple[Matrix, ...], ranks: tuple[int, ...]) -> Sequence[_Kind]:
+    """Returns matrices whose factors v have one shape together, in the order of `_places`."""
+    starts = list(itertools.accumulate((r * r for r in ranks), initial=0))
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        kinds.setdefault((ranks[i], matrix.columns), []).append(i)
+    return [
+        _Kind(
+            rank,
+            columns,
+            np.array([starts[i] for i in members])[:, None] + np.arange(rank * rank),
+            np.array([math.sqrt(matrices[i].size) / rank for i in members]).astype(np.float32),
+        )
+        for (rank, columns), members in sorted(kinds.items())
+    ]
 
 
 def orthonormal(drawn: np.ndarray) -> np.ndarray:

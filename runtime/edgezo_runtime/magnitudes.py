@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from typing import Any
 
@@ -60,21 +59,18 @@ def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
         out: (size of the index space / 8,) uint8.
         above: whether the bits of larger weights are set, or those of the others.
     """
-    offsets = list(arena.noise_offsets.values())
-    bounds = arena.device.host(limits)
+    arena.settle()
+    device = arena.device
+    xp = device.xp
 
-    def look(xp: Any, index: slice, weights: Any) -> Any:
-        place = bisect.bisect_right(offsets, index.start) - 1
-        chosen = xp.empty(weights.size, xp.bool_)
-        while place < len(offsets) and offsets[place] < index.stop:
-            end = offsets[place + 1] if place + 1 < len(offsets) else index.stop
-            part = slice(
-                max(offsets[place], index.start) - index.start, min(end, index.stop) - index.start
-            )
-            larger = xp.abs(weights[part]) > bounds[place]
-            chosen[part] = larger if above else ~larger
-            place += 1
-        out[index.start // 8 : -(-index.stop // 8)] = xp.packbits(chosen)
-        return weights
+    def look(place: int) -> None:
+        name = arena.parameters[place].name
+        flat, offset = arena.views[name].reshape(-1), arena.noise_offsets[name]
+        for start in range(0, flat.size, device.chunk):
+            larger = xp.abs(flat[start : start + device.chunk]) > limits[place : place + 1]
+            bits = xp.packbits(larger if above else ~larger)
+            first = (offset + start) // 8
+            out[first : first + bits.size] = bits
 
-    arena.update(look)
+    with device.queue:
+        arena.each(look, range(len(arena.parameters)))

@@ -43,13 +43,14 @@ class RandomMask(Mask):
 
     def draw(self, xp: Any, size: int) -> Values:
         offsets, _ = block_draws(self.seed, Purpose.MASK, self.step, -(-size // BLOCK_SIZE))
-        pool = xp.asarray(_bits(self.density))
+        pool = xp.asarray(pool_of_bits(self.density))
 
         return lambda start, stop: windows(xp, pool, offsets, start, stop)
 
 
 @functools.lru_cache(2)
-def _bits(density: float) -> np.ndarray:
+def pool_of_bits(density: float) -> np.ndarray:
+    """Returns the pool that masks of a density are windows of, (2**20,) bool."""
     bits = np.empty(POOL_SIZE, np.bool_)
     for start in range(0, POOL_SIZE, BLOCK_SIZE):
         words = philox((np.arange(start, start + BLOCK_SIZE), 0, 0, 0), _MASK_KEY)

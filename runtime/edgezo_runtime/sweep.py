@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,9 +17,9 @@ from edgezo_runtime.noise import AnyDirection
 ONE = np.float32(1)
 Result = TypeVar("Result")
 
-#: Returns new weights, float32, of one piece: ``rule(xp, index, weights, *zs)`` with the array
-#: module, the piece's slice of the index space, its weights (n,) and each direction's (n,).
-Rule = Callable[..., Any]
+#: Returns new weights, and what changes of the state: ``rule(xp, weights, state, *zs)``.
+Rule = Callable[..., tuple[Any, Mapping[str, Any]]]
+State = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ class Sweeper(abc.ABC):
         """Adds each of `terms`, at most `most_terms`, rounding to the storage dtype between."""
 
     @abc.abstractmethod
-    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
-        """Replaces the weights by what `rule` makes of them; see `Arena.update`."""
+    def update(
+        self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32, state: State
+    ) -> None:
+        """Replaces weights and state by what `rule` makes of them; see `Arena.update`."""
 
 
 def update_with(
@@ -113,6 +115,7 @@ def update_with(
     rule: Rule,
     directions: Sequence[AnyDirection],
     decay: np.float32,
+    state: State,
     most: int,
 ) -> None:
     """Updates the weights `placed` with whole-array operations, up to `most` elements at once."""
@@ -123,7 +126,7 @@ def update_with(
         weights = one.weights[index.start - one.offset : index.stop - one.offset]
         dtype = dtypes.named(one.parameter.dtype)
         zs = [draw(index.start, index.stop) for draw in draws]
-        apply_rule(xp, rule, index, weights, dtype, zs, decay if one.decays else ONE)
+        apply_rule(xp, rule, index, weights, dtype, zs, state, decay if one.decays else ONE)
 
 
 def apply_rule(
@@ -133,14 +136,21 @@ def apply_rule(
     weights: Any,
     dtype: dtypes.Dtype,
     zs: Sequence[Any],
+    state: State,
     decay: np.float32,
 ) -> None:
-    """Replaces one piece of `weights` by what `rule` makes of it, times `decay`."""
+    """Replaces a piece of `weights`, and of the state, by what `rule` makes of them."""
     wide = weights if dtype == dtypes.FLOAT32 else dtypes.to_float32(weights, dtype)
-    new = rule(xp, index, wide, *zs)
+    held = {name: array[index] for name, array in state.items()}
+    new, changed = rule(xp, wide, held, *zs)
+    # What a rule hands on as it got it lies where something else is about to be written.
+    given = (wide, *held.values())
+    changed = {n: a.copy() if any(a is each for each in given) else a for n, a in changed.items()}
     if decay != 1:
         new = new * decay
     weights[...] = dtypes.from_float32(new, dtype)
+    for name, array in changed.items():
+        held[name][...] = array
 
 
 def _parts(

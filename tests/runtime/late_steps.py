@@ -36,13 +36,19 @@ CASES: Sequence[tuple[str, dict[str, Any]]] = (
     ("qzo", {"clip": 0.25}),
     ("one-sided", DECAY),
     ("spsa-n", DECAY),
+    ("lezo", DECAY),
+    ("block", DECAY),
+    ("sparse-random", DECAY),
+    ("sparse-mezo", DECAY),
+    ("lozo", {"interval": 3, **DECAY}),
+    ("subzero", {"interval": 3, **DECAY}),
 )
 #: Some whose updates take numbers alone.
 OTHERS: Sequence[tuple[str, dict[str, Any]]] = (
     ("mezo", {"median_clip": 1.0, **DECAY}),
     ("es", DECAY),
     ("zo-llm-sign", DECAY),
-    ("lezo", DECAY),
+    ("zo-adam", DECAY),
 )
 _SHAPES = ((70, 9), (5,), (40, 100), (3, BLOCK_SIZE), (33,))
 

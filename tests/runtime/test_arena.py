@@ -19,7 +19,7 @@ from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.masks import RandomMask
 from edgezo_runtime.noise import EVERYWHERE, Direction, Support
-from edgezo_runtime.sweep import ONE, Placed, update_with
+from edgezo_runtime.sweep import ONE, Placed, State, update_with
 
 MIXED: Specs = (
     ("a", (70, 9), "float32"),
@@ -286,21 +286,20 @@ def test_updates_on_every_path_agree() -> None:
             totals = [np.zeros(arena.size, np.float32) for arena in arenas]
             for arena, total, whole in zip(arenas, totals, (False, False, True), strict=True):
 
-                def rule(
-                    xp: Any, index: slice, weights: Any, first: Any, second: Any, total: Any = total
-                ) -> Any:
-                    total[index] += first * second
-                    return weights + np.float32(0.1) * first / xp.sqrt(total[index] ** 2 + ONE)
+                def rule(xp: Any, weights: Any, state: State, first: Any, second: Any) -> Any:
+                    total = state["total"] + first * second
+                    moved = weights + np.float32(0.1) * first / xp.sqrt(total * total + ONE)
+                    return moved, {"total": total}
 
-                decay = np.float32(0.9)
+                decay, state = np.float32(0.9), {"total": total}
                 if whole:
                     placed = [
                         Placed(p, arena.views[p.name].reshape(-1), arena.noise_offsets[p.name])
                         for p in arena.parameters
                     ]
-                    update_with(np, placed, rule, directions, decay, 40_000)
+                    update_with(np, placed, rule, directions, decay, state, 40_000)
                 else:
-                    arena.update(rule, directions, decay)
+                    arena.update(rule, directions, decay, state)
             assert contents(arenas[0]) == contents(arenas[1]) == contents(arenas[2])
             assert np.array_equal(totals[0], totals[1]) and np.array_equal(totals[0], totals[2])
 

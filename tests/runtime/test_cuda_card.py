@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,7 @@ from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
-from edgezo_runtime.journal import Record
-from edgezo_runtime.methods import FORWARD_ONLY, make
+from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
@@ -82,23 +80,6 @@ def test_sweeps_have_the_cpu_s_bits(card: Device, dtype: str) -> None:
         assert contents(arenas[0]) == contents(arenas[1])
 
 
-@pytest.mark.parametrize("name", FORWARD_ONLY)
-def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
-    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(SIZES)]
-    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
-    methods = []
-    for arena in arenas:
-        fill(arena, scale=0.02)
-        method = make(name, arena, 5, {"weight_decay": 0.1})
-        for number in range(1, 6):
-            slope = np.float32(100 + number)
-            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
-        methods.append(method)
-    assert contents(arenas[0]) == contents(arenas[1])
-    for key, array in methods[0].state.items():
-        assert np.array_equal(array, card.host(methods[1].state[key])), key
-
-
 @ARENAS
 def test_golden_vectors(card: Device, case: dict[str, Any]) -> None:
     arena = arena_of(case, card)
@@ -131,20 +112,6 @@ def test_each_weight_is_seen(card: Device, bundle: Path) -> None:
         assert moved == pytest.approx(Model(fresh).loss(batch), abs=1e-5)
         view.set(kept)
     assert model.loss(batch) == before
-
-
-def test_journals_replay_on_the_other_device(card: Device, bundle: Path) -> None:
-    for here, there in (("cuda", "cpu"), ("cpu", "cuda")):
-        model = load(bundle, device=here)
-        method = make("mezo", model.arena, 7, {"weight_decay": 0.1})
-        tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
-        for step in range(20):
-            loss = functools.partial(model.loss, batch_of(step))
-            tuning.step(loss, np.float32(1e-3))
-        other = Weights(open_bundle(bundle), "full", open_device(there))
-        Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
-        assert contents(model.arena) == contents(other.arena)
-        assert json.dumps(tuning.journal.header)
 
 
 def test_losses_agree_with_the_cpu(card: Device, bundle: Path) -> None:

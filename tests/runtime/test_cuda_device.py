@@ -10,16 +10,16 @@ import cuda_stand_in
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from rules_on_devices import METHODS_AND_DTYPES, check_method, check_supports, check_updates
 from runtime_helpers import Specs, contents, fill, write_bundle
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
-from edgezo_runtime.devices import CpuDevice, Device, cuda, open_device
+from edgezo_runtime.devices import CpuDevice, Device, cuda, cuda_rule, open_device
 from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.journal import Record
-from edgezo_runtime.methods import FORWARD_ONLY, make
+from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.weights import Weights
@@ -64,24 +64,20 @@ def test_sweeps_have_the_cpu_s_bits(card: Device) -> None:
     assert contents(arenas[0]) != contents(arena_on(CpuDevice(1)))
 
 
-@pytest.mark.parametrize("name", FORWARD_ONLY)
-def test_methods_have_the_cpu_s_bits(card: Device, name: str) -> None:
-    """Also where a tensor is longer than what the general path takes at once."""
-    shapes = ((40, 12), (7,), (300, 250))
-    parameters = [Parameter(f"layers.{i}.w", s, "float32", "x") for i, s in enumerate(shapes)]
-    arenas = [Arena(parameters, device) for device in (CpuDevice(2), card)]
-    methods = []
-    for arena in arenas:
-        fill(arena)
-        method = make(name, arena, 5, {"weight_decay": 0.1})
-        for number in range(1, 5):
-            slope = np.float32(100 + number)
-            method.replay(number, Record((slope,) * method.scalars, np.float32(1e-3)))
-        methods.append(method)
-    assert contents(arenas[0]) == contents(arenas[1])
-    assert all(type(array) is cuda_stand_in.Array for array in methods[1].state.values())
-    for key, array in methods[0].state.items():
-        assert np.array_equal(array, np.asarray(methods[1].state[key])), key
+@pytest.mark.parametrize(("name", "dtype"), METHODS_AND_DTYPES)
+def test_methods_have_the_cpu_s_bits(card: Device, name: str, dtype: str) -> None:
+    check_method(card, name, dtype, ((40, 12), (7,), (300, 150)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_directions_of_every_kind_have_the_cpu_s_bits(card: Device, dtype: str) -> None:
+    check_supports(card, dtype)
+    check_updates(card, dtype)
+
+
+def test_more_directions_than_a_kernel_takes(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_rule, "MOST_DIRECTIONS", 2)
+    check_method(card, "mezo-adam", "float32", ((40, 12), (7,), (300, 250)))
 
 
 def test_gaussian_noise_is_refused(card: Device) -> None:

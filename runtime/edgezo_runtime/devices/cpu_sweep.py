@@ -15,7 +15,7 @@ import numpy as np
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.kernels import Call, kernel_for
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction, Values
-from edgezo_runtime.sweep import ONE, Placed, Result, Rule, Sweeper, Term, apply_rule
+from edgezo_runtime.sweep import ONE, Placed, Result, Rule, State, Sweeper, Term, apply_rule
 
 Ranges = tuple[tuple[int, int], ...] | None
 _KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
@@ -72,7 +72,9 @@ class CpuSweeper(Sweeper):
 
         self._run(sweep, shards)
 
-    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
+    def update(
+        self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32, state: State
+    ) -> None:
         size = self._blocks * BLOCK_SIZE
         draws = [direction.draw(np, size) for direction in directions]
 
@@ -81,7 +83,7 @@ class CpuSweeper(Sweeper):
                 index = piece.index
                 zs = [draw(index.start, index.stop) for draw in draws]
                 fading = decay if piece.decays else ONE
-                apply_rule(np, rule, index, piece.weights, piece.dtype, zs, fading)
+                apply_rule(np, rule, index, piece.weights, piece.dtype, zs, state, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
 

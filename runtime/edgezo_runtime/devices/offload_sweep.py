@@ -17,7 +17,7 @@ import numpy as np
 from edgezo_runtime.devices.cpu_sweep import CpuSweeper
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.noise import EVERYWHERE, AnyDirection, Direction
-from edgezo_runtime.sweep import Result, Rule, Sweeper, Term
+from edgezo_runtime.sweep import Result, Rule, State, Sweeper, Term
 
 _MOST_PENDING = 16  # terms that are added again for each visit before the memory is written
 
@@ -57,10 +57,12 @@ class PendingSweeper(Sweeper):
         if all(_drawn_on_cards(term) for terms in groups for term in terms):
             self.ahead = tuple(map(tuple, groups))
 
-    def update(self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32) -> None:
+    def update(
+        self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32, state: State
+    ) -> None:
         self.ahead, self._stepping = (), False
         self.finish()
-        self._host.update(rule, directions, decay)
+        self._host.update(rule, directions, decay, state)
         self.version += 1
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:

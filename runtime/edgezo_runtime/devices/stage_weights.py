@@ -10,7 +10,9 @@ from edgezo_runtime.arena import ALIGNMENT, Arena
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices.base import Binder
 from edgezo_runtime.devices.cuda import CudaDevice
-from edgezo_runtime.devices.cuda_sweep import Chunks, launch
+from edgezo_runtime.devices.cuda_chunks import Chunks
+from edgezo_runtime.devices.cuda_noise import Draws
+from edgezo_runtime.devices.cuda_sweep import launch
 from edgezo_runtime.devices.lane import Copied
 from edgezo_runtime.sweep import Placed, Sweeper, Term
 
@@ -65,7 +67,7 @@ class StageWeights:
 
     def place(self, card: CudaDevice, buffer: Any) -> None:
         """Says into which buffer of the card the weights will be fetched."""
-        self._stream = card.stream
+        self._stream, self._draws = card.stream, Draws()
         self.binders: dict[str, Binder] = {}
         placed: dict[dtypes.Dtype, list[tuple[Placed, int]]] = {}
         for parameter in self._parameters:
@@ -86,4 +88,4 @@ class StageWeights:
         """Queues the addition of `terms` to the trained ones, in the buffer."""
         most = Sweeper.most_terms
         for start in range(0, len(terms), most):
-            launch(self._stream, terms[start : start + most], self._swept)
+            launch(self._stream, terms[start : start + most], self._swept, self._draws)

@@ -13,6 +13,7 @@ from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
 from edgezo_runtime.methods.estimators import step_size
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
+from edgezo_runtime.sweep import State
 
 
 class ZoAdaMu(Everywhere):
@@ -74,10 +75,9 @@ class ZoAdaMu(Everywhere):
         alpha = self._alpha(number)
         fresh, spread = np.float32(math.sqrt(alpha)), np.float32(math.sqrt(1 - alpha))
         new, old = np.float32(alpha), np.float32(1 - alpha)
-        momentum = self.state["momentum"]
 
-        def mixed(index: slice, first: Any, second: Any) -> tuple[Any, Any, Any]:
-            one, other = fresh * first, momentum[index] + spread * second
+        def mixed(state: State, first: Any, second: Any) -> tuple[Any, Any, Any]:
+            one, other = fresh * first, state["momentum"] + spread * second
             return one, other, new * one + old * other
 
         return mixed, new, old
@@ -90,10 +90,10 @@ class ZoAdaMu(Everywhere):
         length = np.float32(coefficient)
         mixed, _, _ = self._mixed(number)
 
-        def rule(xp: Any, index: slice, weights: Any, first: Any, second: Any) -> Any:
-            return weights + length * mixed(index, first, second)[2]
+        def rule(xp: Any, weights: Any, state: State, first: Any, second: Any) -> Any:
+            return weights + length * mixed(state, first, second)[2], {}
 
-        self.arena.update(rule, self._pair(number))
+        self.arena.update(rule, self._pair(number), state=self.state)
 
     def _pair(self, number: int) -> tuple[Any, Any]:
         return self.direction(number, 0), self.direction(number, 1)
@@ -103,15 +103,13 @@ class ZoAdaMu(Everywhere):
         length, sign = np.float32(walk.lr * slope), np.float32(np.sign(slope))
         delta = np.float32(self.delta)
         mixed, new, old = self._mixed(walk.number)
-        momentum = self.state["momentum"]
 
-        def rule(xp: Any, index: slice, weights: Any, first: Any, second: Any) -> Any:
-            one, other, both = mixed(index, first, second)
+        def rule(xp: Any, weights: Any, state: State, first: Any, second: Any) -> Any:
+            one, other, both = mixed(state, first, second)
             size = xp.sqrt(new * (one * one) + old * (other * other) + delta)
-            momentum[index] = sign * both
-            return weights - length * (both / size)
+            return weights - length * (both / size), {"momentum": sign * both}
 
-        self.arena.update(rule, self._pair(walk.number), self.decay(walk))
+        self.arena.update(rule, self._pair(walk.number), self.decay(walk), self.state)
 
     def rate(self, probe: Probe) -> float:
         return 1 / probe.curvature

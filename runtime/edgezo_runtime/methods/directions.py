@@ -9,7 +9,7 @@ import numpy as np
 
 from edgezo_runtime import magnitudes
 from edgezo_runtime.layers import Ranges, layers_of, ranges_of
-from edgezo_runtime.lowrank import Bases, Lazy, Matrix, Subspace, bases
+from edgezo_runtime.lowrank import Factors, Lazy, Matrix, Subspace, bases
 from edgezo_runtime.masks import RandomMask, StoredMask
 from edgezo_runtime.methods.base import Method
 from edgezo_runtime.methods.options import Choice, Number, Whole
@@ -217,7 +217,8 @@ class RandomSubspace(_LowRank):
 
     def direction(self, number: int, sample: int = 0) -> Subspace:
         since = number - (number - 1) % self.interval
-        return Subspace(self.plain(number, sample), self.matrices, since, self._bases(since))
+        plain, bases = self.plain(number, sample), self._bases(since)
+        return Subspace(plain, self.matrices, self.rank, since, bases)
 
     @property
     def state_bytes(self) -> int:
@@ -225,9 +226,10 @@ class RandomSubspace(_LowRank):
         ranks = (min(self.rank, m.rows, m.columns) * (m.rows + m.columns) for m in self.matrices)
         return super().state_bytes + 4 * sum(ranks)
 
-    def _bases(self, since: int) -> Bases:
+    def _bases(self, since: int) -> Factors:
         if self._drawn is None or self._drawn[0] != since:
-            self._drawn = since, bases(self.matrices, self.seed, since, self.rank)
+            put = self.arena.device.put
+            self._drawn = since, bases(self.matrices, self.seed, since, self.rank, put)
         return self._drawn[1]
 
-    _drawn: tuple[int, Bases] | None = None
+    _drawn: tuple[int, Factors] | None = None

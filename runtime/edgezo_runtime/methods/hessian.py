@@ -15,7 +15,7 @@ from edgezo_runtime.methods.rules import LARGEST_SQUARE, Stateful
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.power import power
-from edgezo_runtime.sweep import Rule
+from edgezo_runtime.sweep import Rule, State
 
 
 class Hizoo(Everywhere, Stateful):
@@ -62,12 +62,12 @@ class Hizoo(Everywhere, Stateful):
             self.state["hessian"][...] = 1
 
     def move(self, direction: AnyDirection, coefficient: float) -> None:
-        length, hessian = np.float32(coefficient), self.state["hessian"]
+        length = np.float32(coefficient)
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
-            return weights + length * (z / xp.sqrt(hessian[index]))
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
+            return weights + length * (z / xp.sqrt(state["hessian"])), {}
 
-        self.arena.update(rule, (direction,))
+        self.arena.update(rule, (direction,), state=self.state)
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction = self.direction(walk.number)
@@ -83,12 +83,11 @@ class Hizoo(Everywhere, Stateful):
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         length = np.float32(walk.lr * slopes[0].value)
         kept, new = np.float32(1 - self.alpha), np.float32(self.alpha * self._bend)
-        hessian = self.state["hessian"]
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
-            before = hessian[index].copy()
-            hessian[index] = kept * before + new * (before * (z * z))
-            return weights - length * (z / xp.sqrt(before))
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
+            before = state["hessian"]
+            after = kept * before + new * (before * (z * z))
+            return weights - length * (z / xp.sqrt(before)), {"hessian": after}
 
         return rule
 
@@ -143,15 +142,14 @@ class Helene(Everywhere, TwoPoint, Stateful):
         new = np.float32(1 - self.beta2)
         gamma, floor, delta = (np.float32(x) for x in (self.gamma, self.floor, self.delta))
         due = (walk.number - 1) % self.interval == 0
-        momentum, hessian = self.state["momentum"], self.state["hessian"]
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
             gradient = g * z
-            momentum[index] = beta1 * momentum[index] + share * gradient
+            changed = {"momentum": beta1 * state["momentum"] + share * gradient}
             if due:
-                hessian[index] = beta2 * hessian[index] + new * (gradient * gradient)
-            scale = gamma * xp.maximum(hessian[index], floor) + delta
-            return weights - lr * (momentum[index] / scale)
+                changed["hessian"] = beta2 * state["hessian"] + new * (gradient * gradient)
+            scale = gamma * xp.maximum({**state, **changed}["hessian"], floor) + delta
+            return weights - lr * (changed["momentum"] / scale), changed
 
         return rule
 

@@ -16,6 +16,7 @@ from edgezo_runtime.methods.rules import LARGEST_SQUARE
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.power import power
+from edgezo_runtime.sweep import State
 
 
 class _Recomputed(Method):
@@ -112,13 +113,13 @@ class MezoAdam(Everywhere, TwoPoint, _Recomputed):
         gs = [np.float32(slope) for *_, slope in seen]
         lr, delta = np.float32(walk.lr), np.float32(self.delta)
 
-        def rule(xp: Any, index: slice, weights: Any, *zs: Any) -> Any:
+        def rule(xp: Any, weights: Any, state: State, *zs: Any) -> Any:
             first = second = np.float32(0)
             for share1, share2, g, z in zip(shares1, shares2, gs, zs, strict=True):
                 gradient = g * z
                 first = first + share1 * gradient
                 second = second + share2 * (gradient * gradient)
-            return weights - lr * (first / (xp.sqrt(second) + delta))
+            return weights - lr * (first / (xp.sqrt(second) + delta)), {}
 
         directions = tuple(direction for _, direction, _ in seen)
         self.arena.update(rule, directions, self.decay(walk))

@@ -17,7 +17,7 @@ from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.power import power
-from edgezo_runtime.sweep import ONE, Descent, Rule
+from edgezo_runtime.sweep import ONE, Descent, Rule, State
 
 LARGEST_SQUARE = 1e18  # slopes below it, times z, have squares in float32
 
@@ -81,7 +81,7 @@ class Stateful(Method):
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         self.restore(slopes)
         directions = tuple(slope.direction for slope in slopes)
-        self.arena.update(self.rule(walk, slopes), directions, self.decay(walk))
+        self.arena.update(self.rule(walk, slopes), directions, self.decay(walk), self.state)
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         """Returns the new weights' formula; see `Arena.update`."""
@@ -98,8 +98,8 @@ class Sign(Stateful):
         (slope,) = slopes
         length = np.float32(walk.lr * np.sign(slope.value))
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
-            return weights - length * xp.sign(z)
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
+            return weights - length * xp.sign(z), {}
 
         return rule
 
@@ -126,11 +126,10 @@ class Momentum(Stateful):
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         (slope,) = slopes
         beta, g, lr = np.float32(self.beta), np.float32(slope.value), np.float32(walk.lr)
-        momentum = self.state["momentum"]
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
-            momentum[index] = beta * momentum[index] + g * z
-            return weights - lr * momentum[index]
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
+            momentum = beta * state["momentum"] + g * z
+            return weights - lr * momentum, {"momentum": momentum}
 
         return rule
 
@@ -168,14 +167,13 @@ class Adam(Stateful):
         take1, take2 = np.float32(1 - self.beta1), np.float32(1 - self.beta2)
         whole1 = np.float32(1 - power(self.beta1, walk.number))
         whole2 = np.float32(1 - power(self.beta2, walk.number))
-        first, second = self.state["first"], self.state["second"]
 
-        def rule(xp: Any, index: slice, weights: Any, z: Any) -> Any:
+        def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
             gradient = g * z
-            first[index] = keep1 * first[index] + take1 * gradient
-            second[index] = keep2 * second[index] + take2 * (gradient * gradient)
-            size = xp.sqrt(second[index] / whole2) + delta
-            return weights - lr * ((first[index] / whole1) / size)
+            first = keep1 * state["first"] + take1 * gradient
+            second = keep2 * state["second"] + take2 * (gradient * gradient)
+            size = xp.sqrt(second / whole2) + delta
+            return weights - lr * ((first / whole1) / size), {"first": first, "second": second}
 
         return rule
 

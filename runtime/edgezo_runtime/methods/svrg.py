@@ -13,6 +13,7 @@ from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
 from edgezo_runtime.methods.estimators import step_size
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
+from edgezo_runtime.sweep import State
 
 
 class MezoSvrg(Everywhere):
@@ -108,21 +109,15 @@ class MezoSvrg(Everywhere):
         return (higher - walk.loss()) / (2 * self.eps)
 
     def _remember(self) -> None:
-        anchor = self.state["anchor"]
+        def copy(xp: Any, weights: Any, state: State) -> Any:
+            return weights, {"anchor": weights}
 
-        def copy(xp: Any, index: slice, weights: Any) -> Any:
-            anchor[index] = weights
-            return weights
-
-        self.arena.update(copy)
+        self.arena.update(copy, state=self.state)
 
     def _exchange(self) -> None:
         """Puts the anchor in the weights' place, and the weights in its."""
-        anchor = self.state["anchor"]
 
-        def exchange(xp: Any, index: slice, weights: Any) -> Any:
-            found = anchor[index].copy()
-            anchor[index] = weights
-            return found
+        def exchange(xp: Any, weights: Any, state: State) -> Any:
+            return state["anchor"], {"anchor": weights}
 
-        self.arena.update(exchange)
+        self.arena.update(exchange, state=self.state)

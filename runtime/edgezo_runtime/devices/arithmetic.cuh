@@ -1,0 +1,76 @@
+// float32 arithmetic with the CPU's bits, and the dtypes that weights are stored in.
+//
+// PTX, since compilers may be told to flush subnormals or to contract.
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+__device__ __forceinline__ float add(float a, float b) {
+    float sum;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
+    return sum;
+}
+
+__device__ __forceinline__ float subtract(float a, float b) {
+    float difference;
+    asm("sub.rn.f32 %0, %1, %2;" : "=f"(difference) : "f"(a), "f"(b));
+    return difference;
+}
+
+__device__ __forceinline__ float mul(float a, float b) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
+    return product;
+}
+
+__device__ __forceinline__ float divide(float a, float b) {
+    float quotient;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
+    return quotient;
+}
+
+__device__ __forceinline__ float root(float a) {
+    float found;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(found) : "f"(a));
+    return found;
+}
+
+// The rest is NumPy's: no number stays none.
+__device__ __forceinline__ float sign_of(float a) {
+    return a > 0.0f ? 1.0f : a < 0.0f ? -1.0f : a == 0.0f ? 0.0f : a;
+}
+__device__ __forceinline__ float larger(float a, float b) { return a >= b || a != a ? a : b; }
+__device__ __forceinline__ float smaller(float a, float b) { return a <= b || a != a ? a : b; }
+
+template <int ONNX> struct Storage;  // by the number that ONNX gives the dtype
+template <> struct Storage<1> {  // float32
+    typedef u32 Word;
+    static __device__ __forceinline__ float widen(u32 bits) { return __uint_as_float(bits); }
+    static __device__ __forceinline__ u32 round(float value) { return __float_as_uint(value); }
+};
+template <> struct Storage<10> {  // float16
+    typedef u16 Word;
+    static __device__ __forceinline__ float widen(u16 bits) {
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+        return value;
+    }
+    static __device__ __forceinline__ u16 round(float value) {
+        u16 bits;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+        return bits;
+    }
+};
+template <> struct Storage<16> {  // bfloat16
+    typedef u16 Word;
+    static __device__ __forceinline__ float widen(u16 bits) {
+        return __uint_as_float((u32)bits << 16);
+    }
+    static __device__ __forceinline__ u16 round(float value) {
+        u32 bits = __float_as_uint(value);
+        return (u16)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+    }
+};
