@@ -24,7 +24,7 @@ from edgezo_runtime.sweep import State
 Shapes = Sequence[tuple[int, ...]]
 #: Of tensors that end within a chunk, a vector or a byte, and that cross blocks of the noise.
 SHAPES: Shapes = ((70, 9), (5,), (40, 100), (1, 3, BLOCK_SIZE // 2), (33,), (257, 129))
-_SKIPPED = 3
+_STEPS, _SKIPPED = 5, 3
 
 
 def parameters_of(shapes: Shapes, dtype: str) -> list[Parameter]:
@@ -49,21 +49,14 @@ METHODS_AND_DTYPES = [
 ]
 
 
-def check_method(
-    device: Device,
-    name: str,
-    dtype: str,
-    shapes: Shapes = SHAPES,
-    steps: int = 5,
-    **settings: Any,
-) -> None:
+def check_method(device: Device, name: str, dtype: str, shapes: Shapes = SHAPES) -> None:
     """Checks that steps on `device`, one of them skipped, leave the CPU's weights and state."""
     arenas = [Arena(parameters_of(shapes, dtype), one) for one in (CpuDevice(2), device)]
     methods = []
     for arena in arenas:
         fill(arena, scale=0.02)
-        method = short(name, arena, 5, weight_decay=0.1, **settings)
-        for number in range(1, steps + 1):
+        method = short(name, arena, 5, weight_decay=0.1)
+        for number in range(1, _STEPS + 1):
             slope = np.float32(100 + number if number % 2 else -7 - number)
             record = Record((slope,) * method.scalars, np.float32(1e-3), int(number == _SKIPPED))
             method.replay(number, record)

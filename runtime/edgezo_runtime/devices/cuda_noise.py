@@ -113,7 +113,7 @@ def _matrices(direction: LowRank) -> tuple[Any, Factors]:
         (m.offset, m.size, left + 4 * place.left, right + 4 * place.right, place.rank, m.columns)
         for m, place in zip(direction.matrices, factors.places, strict=True)
     ]
-    table = np.array(rows or [(0,) * len(MATRIX)], MATRIX)
+    table = np.array(rows, MATRIX) if rows else np.zeros(1, MATRIX)
     return _cupy().asarray(table.view(np.uint8)), factors
 
 
