@@ -1,6 +1,6 @@
 // float32 arithmetic with the CPU's bits, and the dtypes that weights are stored in.
 //
-// PTX, since compilers may be told to flush subnormals or to contract.
+// PTX, since compilers may be told to flush subnormals, in comparisons too, or to contract.
 
 typedef unsigned char u8;
 typedef signed char i8;
@@ -38,12 +38,36 @@ __device__ __forceinline__ float root(float a) {
     return found;
 }
 
-// The rest is NumPy's: no number stays none.
-__device__ __forceinline__ float sign_of(float a) {
-    return a > 0.0f ? 1.0f : a < 0.0f ? -1.0f : a == 0.0f ? 0.0f : a;
+__device__ __forceinline__ bool less(float a, float b) {
+    u32 found;
+    asm("set.lt.u32.f32 %0, %1, %2;" : "=r"(found) : "f"(a), "f"(b));
+    return found;
 }
-__device__ __forceinline__ float larger(float a, float b) { return a >= b || a != a ? a : b; }
-__device__ __forceinline__ float smaller(float a, float b) { return a <= b || a != a ? a : b; }
+
+__device__ __forceinline__ bool at_most(float a, float b) {
+    u32 found;
+    asm("set.le.u32.f32 %0, %1, %2;" : "=r"(found) : "f"(a), "f"(b));
+    return found;
+}
+
+__device__ __forceinline__ float negative(float a) {
+    return __uint_as_float(__float_as_uint(a) ^ 0x80000000u);
+}
+
+__device__ __forceinline__ float size_of(float a) {
+    return __uint_as_float(__float_as_uint(a) & 0x7FFFFFFFu);
+}
+
+// As in NumPy, what is not a number stays so.
+__device__ __forceinline__ float sign_of(float a) {
+    return less(0.0f, a) ? 1.0f : less(a, 0.0f) ? -1.0f : a != a ? a : 0.0f;
+}
+__device__ __forceinline__ float larger(float a, float b) {
+    return a != a || at_most(b, a) ? a : b;
+}
+__device__ __forceinline__ float smaller(float a, float b) {
+    return a != a || at_most(a, b) ? a : b;
+}
 
 template <int ONNX> struct Storage;  // by the number that ONNX gives the dtype
 template <> struct Storage<1> {  // float32
