@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from edgezo.bench.machine import commit, versions
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import Bundle, Manifest
-from edgezo_runtime.devices import Device
+from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.model import Model
 from edgezo_runtime.select import FULL
 from edgezo_runtime.text import TOKENIZER
 from edgezo_runtime.weights import Weights
+
+
+def opened(name: str) -> Device:
+    """Returns the device called `name`."""
+    here = Path(__file__).resolve().parent
+    # CuPy imports a package that is called as cuda.py is.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
+    return open_device(name)
 
 
 def described(card: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,14 +21,14 @@ from typing import Any
 
 import click
 import numpy as np
-from card import described, filled, row, tell, token_batch, used
+from card import described, filled, opened, row, tell, token_batch, used
 from recording import record
 
 from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
-from edgezo_runtime.devices import Device, open_device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model, load
@@ -58,10 +57,7 @@ STEPS = 4  # timed at once: each is queued while the card is busy with the one b
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/cuda.json.")
 def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure edgezo on the card."""
-    here = Path(__file__).resolve().parent
-    # CuPy imports a package that is called as this file is.
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
-    card = open_device("cuda")
+    card: Any = opened("cuda")
     torch: Any = importlib.import_module("torch")
     found = described(card) | {"card": torch.cuda.get_device_name(0)}
     runs = [lambda: sweeps(card, rounds), lambda: classifying(bundle_for(model), rounds)]
@@ -119,7 +115,7 @@ def classifying(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 def modelling(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Returns the times of MeZO steps on the loss of every token, float16, random weights."""
-    card = open_device("cuda")
+    card: Any = opened("cuda")
     bare = used(card)
     model = filled(folder, card)
     weights = model.weights

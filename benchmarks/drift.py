@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 import numpy as np
+from card import opened
 from recording import record
 
 from edgezo.cli.bench import bundle_for
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.bundle import Parameter, open_bundle
-from edgezo_runtime.devices import Device, open_device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods import make
 from edgezo_runtime.weights import Weights
@@ -35,7 +36,7 @@ DTYPES = (dtypes.FLOAT32, dtypes.FLOAT16)
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/drift.json.")
 def main(model: str, device: str, steps: int, as_json: bool, keep: bool) -> None:
     """Measure how far weights drift in float32 and in float16."""
-    place = open_device(device)
+    place = opened(device)
     folder = bundle_for(model)
     weights = Weights(open_bundle(folder))
     weights.load()

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from card import described, filled, row, tell, token_batch, used
+from card import described, filled, opened, row, tell, token_batch, used
 from recording import record
 
-from edgezo_runtime.devices import Device, open_device
+from edgezo_runtime.devices import Device
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import Model
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
@@ -37,10 +36,7 @@ ROOM = 1 << 32  # bytes of the card that a forward pass may need besides the wei
 @click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/offload.json.")
 def main(folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure steps on models that pass through the card."""
-    here = Path(__file__).resolve().parent
-    # CuPy imports a package that is called as a file here is.
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
-    card: Any = open_device("cuda")
+    card: Any = opened("cuda")
     found = described(card)
     rows: list[dict[str, Any]] = []
     for folder in folders:
@@ -49,7 +45,7 @@ def main(folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> N
         if weight_bytes(folder) + ROOM < card.xp.cuda.Device().mem_info[0]:
             resident = measured(filled(folder, card), bare, rounds)
             free(card)
-        model = filled(folder, open_device("cuda-offload"))
+        model = filled(folder, opened("cuda-offload"))
         streamed = measured(model, bare, rounds)
         name = folder.name.split(".graphs")[0]
         more = [row("offload_fetch_s", f"{name}, all weights", fetch_seconds(model), "s", None)]

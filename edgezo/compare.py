@@ -95,6 +95,7 @@ def plan(
         InputError: a setting is wrong, or a task has no held-out rows.
     """
     runs = []
+    graphs = set()
     for name in (*tasks, *methods):
         if Path(name).name != name:
             raise InputError(f"{name!r} is to name a folder of the comparison: take one without /")
@@ -117,8 +118,7 @@ def plan(
                     )
                 check_method(made)
                 if graph := METHODS[made.method].graph:
-                    device = open_device(made.device, made.threads)
-                    check_graph(open_bundle(made.bundle), device, graph)
+                    graphs.add((made.bundle, made.device, made.threads, graph))
                 if not (made.eval_data or made.eval_examples):
                     raise InputError(
                         f"task {task} has no rows to evaluate on; write it as "
@@ -130,6 +130,8 @@ def plan(
                 runs.append(Run(task, method, made, baseline))
                 if method == ZERO_SHOT and made.eval_data:
                     break  # the same for every seed
+    for folder, device, threads, graph in graphs:
+        check_graph(open_bundle(folder), open_device(device, threads), graph)
     return runs
 
 

@@ -98,6 +98,8 @@ class _Context:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def use(self) -> None: ...
+
 
 class Stream(_Context):
     """One whose work is done at once, or, if it waits for nothing but events, when it has to be.
@@ -294,6 +296,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
         return lambda binding, name: binding.bind_ortvalue_input(name, value)
 
     monkeypatch.setattr(cuda, "check_runtime", lambda: None)
+    monkeypatch.setattr(cuda.CudaDevice, "_opened", None)
     monkeypatch.setattr(cuda.CudaDevice, "_open", open_session)
     monkeypatch.setattr(cuda.CudaDevice, "binder", binder)
     monkeypatch.setattr(cuda, "PLACE", "cpu")

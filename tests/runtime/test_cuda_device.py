@@ -112,6 +112,14 @@ def test_a_missing_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             open_device(name)
 
 
+def test_a_process_works_on_one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_stand_in.install(monkeypatch, cards=2)
+    open_device("cuda:1")
+    open_device("cuda-offload:1")
+    with pytest.raises(InputError, match="works on card 1: use card 0 in another"):
+        open_device("cuda")
+
+
 def test_too_little_memory(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_stand_in._Memory, "limit", 1000)
     with pytest.raises(EdgezoError, match="3 of 80 MiB free"):

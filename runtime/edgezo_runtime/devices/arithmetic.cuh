@@ -38,6 +38,12 @@ __device__ __forceinline__ float root(float a) {
     return found;
 }
 
+__device__ __forceinline__ float narrow(double a) {
+    float rounded;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(rounded) : "d"(a));
+    return rounded;
+}
+
 __device__ __forceinline__ bool less(float a, float b) {
     u32 found;
     asm("set.lt.u32.f32 %0, %1, %2;" : "=r"(found) : "f"(a), "f"(b));

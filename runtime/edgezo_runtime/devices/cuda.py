@@ -10,7 +10,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,13 +57,14 @@ class CudaDevice(Device):
 
     Raises:
         EdgezoError: the driver, CuPy or ONNX Runtime's CUDA build is missing or does not fit.
-        InputError: there is no such card.
+        InputError: there is no such card, or the process works on another one.
     """
 
     name = "cuda"
     lean = True
     chunk = 1 << 22  # what is computed on the way takes a few times 16 MiB
     span = UPDATED
+    _opened: ClassVar[int | None] = None
 
     def __init__(self, index: int, threads: int) -> None:
         super().__init__(threads)
@@ -74,9 +75,14 @@ class CudaDevice(Device):
         if index >= count:
             raise InputError(f"device cuda:{index} is not there: this machine has {count} cards")
         check_runtime()
-        with cupy.cuda.Device(index):
-            # Blocking, so that CuPy's default stream and this one wait for each other.
-            self.stream = cupy.cuda.Stream(non_blocking=False)
+        if CudaDevice._opened not in (None, index):
+            raise InputError(
+                f"this process works on card {CudaDevice._opened}: use card {index} in another one"
+            )
+        CudaDevice._opened = index
+        cupy.cuda.Device(index).use()  # by CuPy for whatever names no card
+        # Blocking, so that CuPy's default stream and this one wait for each other.
+        self.stream = cupy.cuda.Stream(non_blocking=False)
 
     @property
     def xp(self) -> Any:

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const bool descends = term.slope && !skipped;
         const bool stays = skipped && term.back == 0.0 || !moves(term.direction, chunk.noise);
         scales[threadIdx.x] = !descends ? term.coefficient
-            : __double2float_rn(__dsub_rn(term.back, __dmul_rn(term.rate, *term.slope)));
+            : narrow(__dsub_rn(term.back, __dmul_rn(term.rate, *term.slope)));
         signs[threadIdx.x] = stays ? 0.0f : window.sign;
         decays[threadIdx.x] = chunk.decays && !skipped ? term.decay : 1.0f;
     }
