@@ -60,17 +60,4 @@ def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
         above: whether the bits of larger weights are set, or those of the others.
     """
     arena.settle()
-    device = arena.device
-    xp = device.xp
-
-    def look(place: int) -> None:
-        name = arena.parameters[place].name
-        flat, offset = arena.views[name].reshape(-1), arena.noise_offsets[name]
-        for start in range(0, flat.size, device.chunk):
-            larger = xp.abs(flat[start : start + device.chunk]) > limits[place : place + 1]
-            bits = xp.packbits(larger if above else ~larger)
-            first = (offset + start) // 8
-            out[first : first + bits.size] = bits
-
-    with device.queue:
-        arena.each(look, range(len(arena.parameters)))
+    arena.sweeper.mask(limits, out, above)

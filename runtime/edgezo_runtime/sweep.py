@@ -108,6 +108,10 @@ class Sweeper(abc.ABC):
     ) -> None:
         """Replaces weights and state by what `rule` makes of them; see `Arena.update`."""
 
+    @abc.abstractmethod
+    def mask(self, limits: Any, out: Any, above: bool) -> None:
+        """Writes which weights exceed a limit, as bits; see `magnitudes.mask`."""
+
 
 def update_with(
     xp: Any,

@@ -50,6 +50,7 @@ class CpuSweeper(Sweeper):
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, np.ndarray], threads: int
     ) -> None:
+        self._placed = placed
         pieces = [piece for one in placed for piece in _pieces_of(one)]
         self._blocks = max((piece.block for piece in pieces), default=-1) + 1
         self._pieces = _merged(pieces, buffers)
@@ -86,6 +87,17 @@ class CpuSweeper(Sweeper):
                 apply_rule(np, rule, index, piece.weights, piece.dtype, zs, state, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
+
+    def mask(self, limits: np.ndarray, out: np.ndarray, above: bool) -> None:
+        def look(place: int) -> None:
+            one = self._placed[place]
+            for start in range(0, one.weights.size, BLOCK_SIZE):
+                larger = np.abs(one.weights[start : start + BLOCK_SIZE]) > limits[place]
+                bits = np.packbits(larger if above else ~larger)
+                first = (one.offset + start) // 8
+                out[first : first + bits.size] = bits
+
+        self.each(look, range(len(self._placed)))
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         if self._pool is None or len(items) < 2:

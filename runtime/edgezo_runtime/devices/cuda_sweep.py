@@ -47,6 +47,7 @@ class CudaSweeper(Sweeper):
         self._swept: list[tuple[Any, Chunks]] = []
         self._draws = Draws()
         with stream:
+            self._offsets = _cupy().asarray(np.array([one.offset for one in placed], np.uint64))
             for dtype, buffer in buffers.items():
                 own = [one for one in placed if one.parameter.dtype == dtype.name]
                 start, size = buffer.data.ptr, dtype.storage.itemsize
@@ -67,6 +68,14 @@ class CudaSweeper(Sweeper):
                 update_with(_cupy(), self._placed, rule, directions, decay, state, UPDATED)
                 return
             cuda_rule.launch(rule, directions, decay, state, self._swept, self._draws)
+
+    def mask(self, limits: Any, out: Any, above: bool) -> None:
+        tensors, above_them = np.uint32(len(self._placed)), np.uint32(above)
+        with self._stream:
+            for buffer, chunks in self._swept:
+                mask = kernel("mask.cu", "mask", (("DTYPE", chunks.dtype.onnx), ("PLAIN", 1)))
+                arguments = (self._offsets, tensors, limits, out, above_them)
+                mask((chunks.count,), (THREADS,), (buffer, chunks.table, *arguments))
 
 
 def launch(
