@@ -28,8 +28,8 @@ def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: st
     assert (file, formula) == (f"{name}.cu", "")
     settings = dict(given)
     dtype = next(d for d in dtypes.TRAINABLE if d.onnx == settings["DTYPE"])
-    if name == "mask":
-        return functools.partial(_mask, dtype)
+    if name != "sweep":
+        return functools.partial({"mask": _mask, "count": _count}[name], dtype)
 
     def sweep(buffer: np.ndarray, chunk: Any, packed: np.ndarray) -> None:
         assert packed["term"].shape == (1, settings["TERMS"])
@@ -65,6 +65,16 @@ def _mask(
         found = np.packbits(larger == bool(above))
         first = int(chunk["noise"]) // 8
         bits[first : first + len(found)] = found
+
+
+def _count(
+    dtype: dtypes.Dtype, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]
+) -> None:
+    weights, size, every, upper, counts = map(np.asarray, arguments)
+    assert size == weights.size and weights.dtype == dtype.storage and counts.dtype == np.uint32
+    bits = np.abs(dtypes.to_float32(weights, dtype)).view(np.uint32)
+    halves = bits >> 16 if every else bits[bits >> 16 == upper] & 0xFFFF
+    counts += np.bincount(halves, minlength=1 << 16).astype(np.uint32)
 
 
 def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bool) -> Launch:

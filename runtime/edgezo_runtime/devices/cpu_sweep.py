@@ -18,6 +18,7 @@ from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction,
 from edgezo_runtime.sweep import ONE, Placed, Result, Rule, State, Sweeper, Term, apply_rule
 
 Ranges = tuple[tuple[int, int], ...] | None
+_COUNTED = 1 << 20  # weights at once
 _KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
 
 
@@ -87,6 +88,15 @@ class CpuSweeper(Sweeper):
                 apply_rule(np, rule, index, piece.weights, piece.dtype, zs, state, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
+
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        counts, weights = np.zeros(1 << 16, np.int64), self._placed[place].weights
+        for start in range(0, weights.size, _COUNTED):
+            values = weights[start : start + _COUNTED].astype(np.float32)
+            bits = (values.view(np.uint32) & 0x7FFFFFFF).astype(np.int64)
+            halves = bits >> 16 if upper is None else bits[bits >> 16 == upper] & 0xFFFF
+            counts += np.bincount(halves, minlength=counts.size)
+        return counts
 
     def mask(self, limits: np.ndarray, out: np.ndarray, above: bool) -> None:
         def look(place: int) -> None:

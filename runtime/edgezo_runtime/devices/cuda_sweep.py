@@ -16,6 +16,7 @@ from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.sweep import Descent, Placed, Rule, State, Sweeper, Term, update_with
 
 UPDATED = 1 << 20  # elements that whole-array operations take at once
+_COUNTING = 512  # CUDA blocks that count at once
 #: `Term` of sweep.cu.
 TERM = np.dtype(
     [
@@ -68,6 +69,16 @@ class CudaSweeper(Sweeper):
                 update_with(_cupy(), self._placed, rule, directions, decay, state, UPDATED)
                 return
             cuda_rule.launch(rule, directions, decay, state, self._swept, self._draws)
+
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        one, cupy = self._placed[place], _cupy()
+        numbers = np.uint64(one.parameter.size), np.uint32(upper is None), np.uint32(upper or 0)
+        given = (("DTYPE", dtypes.named(one.parameter.dtype).onnx), ("PLAIN", 1))
+        with self._stream:
+            counts = cupy.zeros(1 << 16, np.uint32)
+            count = kernel("count.cu", "count", given)
+            count((_COUNTING,), (THREADS,), (one.weights, *numbers, counts))
+            return cupy.asnumpy(counts, stream=self._stream).astype(np.int64)
 
     def mask(self, limits: Any, out: Any, above: bool) -> None:
         tensors, above_them = np.uint32(len(self._placed)), np.uint32(above)

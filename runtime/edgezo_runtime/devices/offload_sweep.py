@@ -65,6 +65,9 @@ class PendingSweeper(Sweeper):
         self._host.update(rule, directions, decay, state)
         self.version += 1
 
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        return self._host.count(place, upper)
+
     def mask(self, limits: Any, out: Any, above: bool) -> None:
         self._host.mask(limits, out, above)
 
