@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.parts import PartedBatch
 
 _STEPS = 2
+_LEFT = 1 << 25  # bytes of a card that the driver may keep when a process ends
 _BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
 
 
-def memory_ratio(run: Run) -> float:
+def memory_ratio(run: Run) -> float | None:
     """Returns the peak memory of a run's steps over that of plain inference of the same batch.
 
     On the CPU both are measured in a process of their own, above what it holds after its imports; a
@@ -41,6 +43,9 @@ def memory_ratio(run: Run) -> float:
     Where rows go through the model in smaller parts, inference is that of a part. A baseline has no
     steps: its forward passes are measured, and the fit of a probe.
 
+    Returns:
+        The ratio; None where other processes took memory of the card meanwhile, or gave it back.
+
     Raises:
         InputError: bad settings, data or bundle.
         EdgezoError: a process failed.
@@ -49,6 +54,9 @@ def memory_ratio(run: Run) -> float:
     asked: dict[str, Any] = {"settings": settings.to_dict()}
     if baseline:
         asked |= {"name": baseline.name, "in_context": baseline.in_context}
+    device = open_device(settings.device, settings.threads)
+    gc.collect()  # what the run held must not go while the worker is measured
+    before = card_bytes(device) or 0
     with tempfile.TemporaryDirectory(prefix="edgezo-memory-") as folder:
         with WorkerProcess("-m", "edgezo.cli.run_memory") as worker:
             path = worker.call("measure" if baseline else "take_steps", folder=folder, **asked)
@@ -56,6 +64,8 @@ def memory_ratio(run: Run) -> float:
         if plain is None:
             with np.load(path) as feeds:
                 plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
+    if abs((card_bytes(device) or 0) - before) > _LEFT:
+        return None
     return round(peak / plain, 4)
 
 
