@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,11 @@ pools: list[np.ndarray] = []
 
 def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: str = "") -> Launch:
     """Stands for `cuda_noise.kernel`."""
-    assert (file, name, formula) == ("sweep.cu", "sweep", "")
+    assert (file, formula) == (f"{name}.cu", "")
     settings = dict(given)
     dtype = next(d for d in dtypes.TRAINABLE if d.onnx == settings["DTYPE"])
+    if name != "sweep":
+        return functools.partial({"mask": _mask, "count": _count}[name], dtype)
 
     def sweep(buffer: np.ndarray, chunk: Any, packed: np.ndarray) -> None:
         assert packed["term"].shape == (1, settings["TERMS"])
@@ -48,6 +51,30 @@ def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: st
             put_back(buffer, chunk, dtype, wide, decay)
 
     return _launch(sweep)
+
+
+def _mask(
+    dtype: dtypes.Dtype, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]
+) -> None:
+    buffer, table, offsets, tensors, limits, bits, above = map(np.asarray, arguments)
+    chunks = table.view(CHUNK)
+    assert grid == (len(chunks),) and block == (256,) and len(limits) == len(offsets) == tensors
+    for chunk in chunks:
+        limit = limits[np.searchsorted(offsets, chunk["noise"], "right") - 1]
+        larger = np.abs(weights_of(buffer, chunk, dtype)) > limit
+        found = np.packbits(larger == bool(above))
+        first = int(chunk["noise"]) // 8
+        bits[first : first + len(found)] = found
+
+
+def _count(
+    dtype: dtypes.Dtype, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]
+) -> None:
+    weights, size, every, upper, counts = map(np.asarray, arguments)
+    assert size == weights.size and weights.dtype == dtype.storage and counts.dtype == np.uint32
+    bits = np.abs(dtypes.to_float32(weights, dtype)).view(np.uint32)
+    halves = bits >> 16 if every else bits[bits >> 16 == upper] & 0xFFFF
+    counts += np.bincount(halves, minlength=1 << 16).astype(np.uint32)
 
 
 def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bool) -> Launch:

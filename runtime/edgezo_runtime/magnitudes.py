@@ -1,4 +1,4 @@
-"""Masks by the size of the weights: exact order statistics and packed bits, piece by piece."""
+"""Masks by the size of the weights: exact order statistics, and packed bits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.arena import Arena
-from edgezo_runtime.devices import Device
-
-_CHUNK = 1 << 20
-_HALF = 16
+from edgezo_runtime.sweep import Sweeper
 
 
 def thresholds(arena: Arena, share: float, out: Any) -> None:
@@ -22,32 +19,17 @@ def thresholds(arena: Arena, share: float, out: Any) -> None:
     """
     arena.settle()
     for place, parameter in enumerate(arena.parameters):
-        flat = arena.views[parameter.name].reshape(-1)
         wanted = math.ceil(share * parameter.size)
-        out[place] = _smallest(arena.device, flat, wanted) if wanted else -1.0
+        out[place] = _smallest(arena.sweeper, place, wanted) if wanted else -1.0
 
 
-def _smallest(device: Device, flat: Any, wanted: int) -> Any:
-    """Returns the size that `wanted` of the weights do not exceed."""
-    xp = device.xp
-    counts = np.zeros(1 << _HALF, np.int64)
-    for bits in _sizes(xp, flat):
-        counts += device.host(xp.bincount(bits >> _HALF, minlength=counts.size))
-    high = int(np.searchsorted(np.cumsum(counts), wanted))
-    wanted -= int(counts[:high].sum())
-    counts[:] = 0
-    for bits in _sizes(xp, flat):
-        low = bits[bits >> _HALF == high] & 0xFFFF
-        counts += device.host(xp.bincount(low, minlength=counts.size))
-    low = int(np.searchsorted(np.cumsum(counts), wanted))
-    return np.uint32(high << _HALF | low).view(np.float32)
-
-
-def _sizes(xp: Any, flat: Any) -> Any:
-    """Yields the bits of |w|, which are in the order of |w|, as integers."""
-    for start in range(0, flat.size, _CHUNK):
-        values = flat[start : start + _CHUNK].astype(np.float32)
-        yield (values.view(xp.uint32) & 0x7FFFFFFF).astype(xp.int64)
+def _smallest(sweeper: Sweeper, place: int, wanted: int) -> Any:
+    """Returns the size that `wanted` of a tensor's weights do not exceed."""
+    counts = sweeper.count(place)
+    upper = int(np.searchsorted(np.cumsum(counts), wanted))
+    wanted -= int(counts[:upper].sum())
+    lower = int(np.searchsorted(np.cumsum(sweeper.count(place, upper)), wanted))
+    return np.uint32(upper << 16 | lower).view(np.float32)
 
 
 def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
@@ -60,17 +42,4 @@ def mask(arena: Arena, limits: Any, out: Any, *, above: bool) -> None:
         above: whether the bits of larger weights are set, or those of the others.
     """
     arena.settle()
-    device = arena.device
-    xp = device.xp
-
-    def look(place: int) -> None:
-        name = arena.parameters[place].name
-        flat, offset = arena.views[name].reshape(-1), arena.noise_offsets[name]
-        for start in range(0, flat.size, device.chunk):
-            larger = xp.abs(flat[start : start + device.chunk]) > limits[place : place + 1]
-            bits = xp.packbits(larger if above else ~larger)
-            first = (offset + start) // 8
-            out[first : first + bits.size] = bits
-
-    with device.queue:
-        arena.each(look, range(len(arena.parameters)))
+    arena.sweeper.mask(limits, out, above)

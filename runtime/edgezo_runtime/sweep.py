@@ -108,6 +108,22 @@ class Sweeper(abc.ABC):
     ) -> None:
         """Replaces weights and state by what `rule` makes of them; see `Arena.update`."""
 
+    @abc.abstractmethod
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        """Returns how many weights of a tensor have each upper half of the bits of |w|.
+
+        Args:
+            place: of the tensor.
+            upper: if given, those that have this one are counted by their lower half.
+
+        Returns:
+            (2**16,) counts.
+        """
+
+    @abc.abstractmethod
+    def mask(self, limits: Any, out: Any, above: bool) -> None:
+        """Writes which weights exceed a limit, as bits; see `magnitudes.mask`."""
+
 
 def update_with(
     xp: Any,

@@ -61,7 +61,7 @@ def check_method(device: Device, name: str, dtype: str, shapes: Shapes = SHAPES)
             record = Record((slope,) * method.scalars, np.float32(1e-3), int(number == _SKIPPED))
             method.replay(number, record)
         methods.append(method)
-    _check_same(*arenas, *(method.state for method in methods))
+    _check_same(arenas[0], arenas[1], methods[0].state, methods[1].state)
 
 
 def check_supports(device: Device, dtype: str) -> None:
@@ -77,7 +77,7 @@ def check_supports(device: Device, dtype: str) -> None:
                 for i in chosen
             ]
             arena.add(*terms)
-        _check_same(*arenas, {}, {}, chosen)
+        _check_same(arenas[0], arenas[1], {}, {}, chosen)
 
 
 def check_updates(device: Device, dtype: str) -> None:

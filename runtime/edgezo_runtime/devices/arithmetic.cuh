@@ -1,6 +1,6 @@
 // float32 arithmetic with the CPU's bits, and the dtypes that weights are stored in.
 //
-// PTX, since compilers may be told to flush subnormals, in comparisons too, or to contract.
+// PTX, since CuPy has the compiler flush subnormals, in comparisons too, whatever it is asked for.
 
 typedef unsigned char u8;
 typedef signed char i8;

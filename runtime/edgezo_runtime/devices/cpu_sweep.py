@@ -18,6 +18,7 @@ from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE, AnyDirection, Direction,
 from edgezo_runtime.sweep import ONE, Placed, Result, Rule, State, Sweeper, Term, apply_rule
 
 Ranges = tuple[tuple[int, int], ...] | None
+_COUNTED = 1 << 20  # weights at once
 _KEPT = 4  # supports whose pieces are kept: a run in blocks has few at a time
 
 
@@ -50,6 +51,7 @@ class CpuSweeper(Sweeper):
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, np.ndarray], threads: int
     ) -> None:
+        self._placed = placed
         pieces = [piece for one in placed for piece in _pieces_of(one)]
         self._blocks = max((piece.block for piece in pieces), default=-1) + 1
         self._pieces = _merged(pieces, buffers)
@@ -86,6 +88,26 @@ class CpuSweeper(Sweeper):
                 apply_rule(np, rule, index, piece.weights, piece.dtype, zs, state, fading)
 
         self._run(update, self._shards_of(directions[0].support.ranges if directions else None))
+
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        counts, weights = np.zeros(1 << 16, np.int64), self._placed[place].weights
+        for start in range(0, weights.size, _COUNTED):
+            values = weights[start : start + _COUNTED].astype(np.float32)
+            bits = (values.view(np.uint32) & 0x7FFFFFFF).astype(np.int64)
+            halves = bits >> 16 if upper is None else bits[bits >> 16 == upper] & 0xFFFF
+            counts += np.bincount(halves, minlength=counts.size)
+        return counts
+
+    def mask(self, limits: np.ndarray, out: np.ndarray, above: bool) -> None:
+        def look(place: int) -> None:
+            one = self._placed[place]
+            for start in range(0, one.weights.size, BLOCK_SIZE):
+                larger = np.abs(one.weights[start : start + BLOCK_SIZE]) > limits[place]
+                bits = np.packbits(larger if above else ~larger)
+                first = (one.offset + start) // 8
+                out[first : first + bits.size] = bits
+
+        self.each(look, range(len(self._placed)))
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         if self._pool is None or len(items) < 2:

@@ -16,6 +16,7 @@ from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.sweep import Descent, Placed, Rule, State, Sweeper, Term, update_with
 
 UPDATED = 1 << 20  # elements that whole-array operations take at once
+_COUNTING = 512  # CUDA blocks that count at once
 #: `Term` of sweep.cu.
 TERM = np.dtype(
     [
@@ -47,6 +48,7 @@ class CudaSweeper(Sweeper):
         self._swept: list[tuple[Any, Chunks]] = []
         self._draws = Draws()
         with stream:
+            self._offsets = _cupy().asarray(np.array([one.offset for one in placed], np.uint64))
             for dtype, buffer in buffers.items():
                 own = [one for one in placed if one.parameter.dtype == dtype.name]
                 start, size = buffer.data.ptr, dtype.storage.itemsize
@@ -67,6 +69,24 @@ class CudaSweeper(Sweeper):
                 update_with(_cupy(), self._placed, rule, directions, decay, state, UPDATED)
                 return
             cuda_rule.launch(rule, directions, decay, state, self._swept, self._draws)
+
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        one, cupy = self._placed[place], _cupy()
+        numbers = np.uint64(one.parameter.size), np.uint32(upper is None), np.uint32(upper or 0)
+        given = (("DTYPE", dtypes.named(one.parameter.dtype).onnx), ("PLAIN", 1))
+        with self._stream:
+            counts = cupy.zeros(1 << 16, np.uint32)
+            count = kernel("count.cu", "count", given)
+            count((_COUNTING,), (THREADS,), (one.weights, *numbers, counts))
+            return cupy.asnumpy(counts, stream=self._stream).astype(np.int64)
+
+    def mask(self, limits: Any, out: Any, above: bool) -> None:
+        tensors, above_them = np.uint32(len(self._placed)), np.uint32(above)
+        with self._stream:
+            for buffer, chunks in self._swept:
+                mask = kernel("mask.cu", "mask", (("DTYPE", chunks.dtype.onnx), ("PLAIN", 1)))
+                arguments = (self._offsets, tensors, limits, out, above_them)
+                mask((chunks.count,), (THREADS,), (buffer, chunks.table, *arguments))
 
 
 def launch(

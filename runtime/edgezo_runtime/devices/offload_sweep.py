@@ -23,7 +23,7 @@ _MOST_PENDING = 16  # terms that are added again for each visit before the memor
 
 
 class PendingSweeper(Sweeper):
-    """Puts off what a card can add, and lets the host do the rest.
+    """Puts off what the card adds, and lets the host do the rest.
 
     Args:
         host: sweeps over the memory.
@@ -46,7 +46,7 @@ class PendingSweeper(Sweeper):
 
     def sweep(self, terms: Sequence[Term]) -> None:
         self.ahead, self._stepping = (), False
-        if all(map(_drawn_on_cards, terms)):
+        if all(map(_added_on_cards, terms)):
             self.pending += tuple(terms)
         else:
             self.finish()
@@ -54,7 +54,7 @@ class PendingSweeper(Sweeper):
 
     def foresee(self, groups: Sequence[Sequence[Term]]) -> None:
         self._stepping = True
-        if all(_drawn_on_cards(term) for terms in groups for term in terms):
+        if all(_added_on_cards(term) for terms in groups for term in terms):
             self.ahead = tuple(map(tuple, groups))
 
     def update(
@@ -64,6 +64,12 @@ class PendingSweeper(Sweeper):
         self.finish()
         self._host.update(rule, directions, decay, state)
         self.version += 1
+
+    def count(self, place: int, upper: int | None = None) -> np.ndarray:
+        return self._host.count(place, upper)
+
+    def mask(self, limits: Any, out: Any, above: bool) -> None:
+        self._host.mask(limits, out, above)
 
     def each(self, work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
         return self._host.each(work, items)
@@ -107,7 +113,7 @@ class PendingSweeper(Sweeper):
             self._host.sweep(terms[start : start + Sweeper.most_terms])
 
 
-def _drawn_on_cards(term: Term) -> bool:
-    """Whether the kernels of a card can draw a term's direction."""
+def _added_on_cards(term: Term) -> bool:
+    """Whether a term is added as weights pass: one that moves all along the pooled direction."""
     direction = term.direction
     return isinstance(direction, Direction) and direction.pooled and direction.support == EVERYWHERE
