@@ -6,6 +6,8 @@ matrices: both would change which weights are tuned, or under what name.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -66,6 +68,7 @@ def match_parameters(
         InputError: a parameter is not found, or a weight is none of them; the message names it.
     """
     _undo_merges(model.graph, names)
+    digest = None if checkpoint is None else _digests(checkpoint)
     found: dict[str, FoundTensor] = {}
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
@@ -78,7 +81,7 @@ def match_parameters(
         elif tensor.shape.rank() == 2:
             folded = FoundTensor(tensor, transposed=True)
             for node, index in list(value.uses()):
-                key = _name_of_folded(folded, node, str(value.name), names, shapes, checkpoint)
+                key = _name_of_folded(folded, node, str(value.name), names, shapes, digest)
                 _transpose(model.graph, node, index, key, folded)
                 found.setdefault(key, folded)
             model.graph.initializers.pop(str(value.name))
@@ -109,15 +112,15 @@ def _name_of_folded(
     name: str,
     names: ParameterNames,
     shapes: Mapping[str, tuple[int, ...]],
-    checkpoint: Callable[[str, Dtype], np.ndarray] | None,
+    digest: Callable[[str, Dtype], bytes] | None,
 ) -> str:
     """Returns the key of the transposed matrix that `node` multiplies with."""
     shape = folded.tensor.numpy().shape[::-1]
     keys = {key for key in names.kinds if shapes[key] == shape and node.op_type == "MatMul"}
-    if checkpoint is not None and keys:
-        mine = folded.storage()
-        keys = {key for key in keys if np.array_equal(checkpoint(key, folded.dtype), mine)}
-    if checkpoint is None or len(keys) > 1:
+    if digest is not None and keys:
+        mine = _digest(folded.storage())
+        keys = {key for key in keys if digest(key, folded.dtype) == mine}
+    if digest is None or len(keys) > 1:
         # "/decoder/layers.0/fc1/MatMul"; the first part of a key may be missing.
         path = ".".join(str(node.name).strip("/").split("/")[:-1]) + ".weight"
         ends = {names.source[n] for n in names.source if f".{n}".endswith(f".{path}")}
@@ -128,6 +131,15 @@ def _name_of_folded(
             "export the graph again with do_constant_folding=False (--no-constant-folding)"
         )
     return keys.pop()
+
+
+def _digests(checkpoint: Callable[[str, Dtype], np.ndarray]) -> Callable[[str, Dtype], bytes]:
+    """Returns what reads each key once, however many matrices have its shape."""
+    return functools.cache(lambda key, dtype: _digest(checkpoint(key, dtype)))
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()
 
 
 def _transpose(graph: ir.Graph, node: ir.Node, index: int, key: str, folded: FoundTensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from edgezo_export.architectures import CAUSAL as CAUSAL_MODELS
 from edgezo_export.architectures import architecture_of
 from edgezo_export.model_shell import lend_weights
+from edgezo_export.mutations import dead_weights
 from edgezo_runtime import safetensors_file
 from edgezo_runtime.bundle import CAUSAL, Bundle, open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -50,6 +51,8 @@ class GraphRunner:
     """A bundle's graph in ONNX Runtime, its weights bound as inputs over maps of their file.
 
     Attributes:
+        graph: the bytes of its file.
+        outputs: names of its outputs.
         weights: each parameter in storage dtype, read-only; no copy of any is in memory.
     """
 
@@ -69,6 +72,7 @@ class GraphRunner:
         self.parameters = bundle.manifest.parameters
         self.form = bundle.manifest.form
         self.weights = mapped_weights(bundle) if weights is None else weights
+        self.graph = graph if isinstance(graph, bytes) else (graph or bundle.graph).read_bytes()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and told once
         # Threads that wait in a loop double the work where other programs use the cores.
@@ -76,7 +80,7 @@ class GraphRunner:
         self._session = ort.InferenceSession(
             graph or bundle.graph, options, providers=["CPUExecutionProvider"]
         )
-        self._outputs = [port.name for port in bundle.manifest.outputs]
+        self.outputs = [port.name for port in bundle.manifest.outputs]
         self._binding = self._session.io_binding()
         for name, array in self.weights.items():
             self.bind(name, array)
@@ -93,7 +97,7 @@ class GraphRunner:
         """
         for name, array in batch.items():
             self._binding.bind_cpu_input(name, array)
-        for name in self._outputs:
+        for name in self.outputs:
             self._binding.bind_output(name)
         try:
             self._session.run_with_iobinding(self._binding)
@@ -207,57 +211,16 @@ def check_parity(runner: GraphRunner, model: PreTrainedModel, half: bool = False
 def check_mutations(runner: GraphRunner, vocabulary: int) -> None:
     """Perturbs each parameter alone and checks that an output moves, if only by a rounding.
 
-    A key's bias cancels in the softmax, but its rounding shows that the graph reads it.
-
     Raises:
         InputError: a parameter that moves nothing; the message names it.
     """
     texts = sample_batch(vocabulary, 2, 6, form=runner.form)
-    dead = [parameter.name for parameter in runner.parameters]
-    # ONNX Runtime multiplies with one token several times faster, but it has nothing to attend to.
-    for inputs in (_first_token(texts), texts):
-        dead = unmoved(dead, runner.weights, runner.bind, lambda batch=inputs: runner(batch))
+    dead = dead_weights(runner.graph, runner.weights, texts, runner.outputs)
     if dead:
         raise InputError(
             f"changing parameter {dead[0]!r} does not change the graph's outputs: "
             "edgezo cannot tune a model with a dead weight"
         )
-
-
-def _first_token(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the data inputs of a text of one token, which is asked one question."""
-    first = {name: array[(slice(1),) * array.ndim] for name, array in batch.items()}
-    return first | {"positions": np.zeros(1, np.int64)}
-
-
-def unmoved(
-    names: Sequence[str],
-    weights: Mapping[str, np.ndarray],
-    bind: Callable[[str, np.ndarray], None],
-    compute: Callable[[], Sequence[np.ndarray]],
-) -> list[str]:
-    """Returns which of the parameters `names` change no output when they alone are perturbed.
-
-    Args:
-        names: of the parameters to try.
-        weights: every parameter's value.
-        bind: gives a parameter the memory of an array.
-        compute: returns the outputs with the parameters as they are bound.
-    """
-    before = compute()
-
-    def moves(name: str) -> bool:
-        array = weights[name]
-        generator = np.random.Generator(np.random.Philox(1))
-        # Not a shift by one constant, which a softmax or a layer norm may cancel.
-        changed = generator.standard_normal(array.shape, np.float32).astype(array.dtype, copy=False)
-        changed += array
-        bind(name, changed)
-        after = compute()
-        bind(name, array)
-        return any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-
-    return [name for name in names if not moves(name)]
 
 
 def verify_bundle(folder: Path, model: PreTrainedModel, half: bool = False) -> GraphRunner:

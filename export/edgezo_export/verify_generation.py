@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from transformers import PreTrainedModel
 
 from edgezo_export.model_shell import lend_weights
-from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE, mapped_weights, one_thread, unmoved
-from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_export.mutations import dead_weights
+from edgezo_export.verify import RELATIVE_TOLERANCE, TOLERANCE, mapped_weights, one_thread
+from edgezo_runtime.bundle import GENERATE, Bundle, open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.generation import GenerationSession
@@ -32,10 +34,11 @@ def verify_generation(folder: Path, model: PreTrainedModel) -> float:
         EdgezoError: it computes something else.
         InputError: it cannot be loaded, or has a weight that changes nothing.
     """
-    session, weights = open_generation(open_bundle(folder))
+    bundle = open_bundle(folder)
+    session, weights = open_generation(bundle)
     lend_weights(model, weights.arrays())
     difference = check_reading(session, model)
-    check_reach(session, weights, model.config.vocab_size)
+    check_reach(bundle.read_graph(GENERATE), weights.arrays(), model.config.vocab_size)
     return difference
 
 
@@ -103,28 +106,24 @@ def check_reading(session: GenerationSession, model: PreTrainedModel) -> float:
     return worst
 
 
-def check_reach(session: GenerationSession, weights: MappedWeights, vocabulary: int) -> None:
+def check_reach(graph: bytes, weights: Mapping[str, np.ndarray], vocabulary: int) -> None:
     """Perturbs each parameter alone and checks that a logit moves, if only by a rounding.
+
+    Args:
+        graph: the bytes of a generation graph.
+        weights: every parameter by name.
+        vocabulary: number of tokens.
 
     Raises:
         InputError: a parameter that moves nothing; the message names it.
     """
-    tokens = _tokens(vocabulary, np.ones((2, 5), np.int64))
-    begun = session.start(1)
-    session.read(begun, tokens[:1, :4])
-
-    def one_token() -> list[np.ndarray]:
-        return [session.read(dataclasses.replace(begun), tokens[:1, 4:])]
-
-    def texts() -> list[np.ndarray]:
-        cache = session.start(len(tokens))
-        return [session.read(cache, part) for part in np.split(tokens, [4], axis=1)]
-
-    arrays = weights.arrays()
-    dead = list(arrays)
-    # ONNX Runtime multiplies with one token several times faster.
-    for compute in (one_token, texts):
-        dead = unmoved(dead, arrays, session.bind, compute)
+    mask = np.ones((2, 5), np.int64)
+    feeds = {"input_ids": _tokens(vocabulary, mask), "attention_mask": mask}
+    for value in onnx.load_from_string(graph).graph.input:
+        if value.name.startswith("past_key_values."):
+            _, heads, _, size = (d.dim_value for d in value.type.tensor_type.shape.dim)
+            feeds[value.name] = np.zeros((2, heads, 0, size), np.float32)
+    dead = dead_weights(graph, weights, feeds, ["logits"])
     if dead:
         raise InputError(
             f"changing parameter {dead[0]!r} does not change what the generation graph computes: "

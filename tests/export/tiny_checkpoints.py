@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
 from transformers import (
@@ -74,6 +75,14 @@ def tiny_model(name: str) -> PreTrainedModel:
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def misread(graph: bytes, dead: str, instead: str) -> bytes:
+    """Returns `graph` with every reader of the weight `dead` reading `instead`."""
+    model = onnx.load_from_string(graph)
+    for node in model.graph.node:
+        node.input[:] = [instead if name == dead else name for name in node.input]
+    return model.SerializeToString()
 
 
 def rows_gathered(bundle: Path) -> list[int]:
