@@ -189,8 +189,11 @@ def checked(score: Score, answers: Sequence[str], rows: Sequence[Mapping[str, An
     Raises:
         InputError: that is neither a number nor one for each row, or not finite.
     """
+    found = score(answers, rows)  # what it raises is for whoever wrote it
+    if found is None:
+        raise InputError(f"objective {_name(score)} returned None; return a score")
     try:
-        values = np.asarray(score(answers, rows), np.float64)
+        values = np.asarray(found, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"objective {_name(score)} returned no number: {error}") from error
     if values.shape not in ((), (len(rows),)):

@@ -11,7 +11,7 @@ from edgezo.answers import evaluate_answers
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.mixed import MIXED
 from edgezo.data.rows import Rows
-from edgezo.data.subset import subset
+from edgezo.data.subset import held_back, subset
 from edgezo.evaluate import Metrics, evaluate
 from edgezo.head_start import NoStart, check_start
 from edgezo.objectives import (
@@ -151,26 +151,25 @@ def _divided(
     rows: Rows | ArrayRows, settings: Settings, read: Callable[[str], Rows | ArrayRows]
 ) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
     """Returns the rows to train on and the held-out ones, as the settings draw them."""
-    rest: Rows | ArrayRows | None = None
-    held_back = 0 if settings.eval_data else settings.eval_examples or 0
-    if held_back and isinstance(rows, Rows) and len(rows) < held_back + (settings.examples or 1):
-        raise InputError(
-            f"{rows.path or 'the data'} has {len(rows)} rows; {settings.examples or 'some'} to "
-            f"train on and {held_back} to hold out were asked"
-        )
-    if settings.examples or settings.shots or (settings.eval_examples and not settings.eval_data):
-        if not isinstance(rows, Rows):
+    held_out = read(settings.eval_data) if settings.eval_data else None
+    count, drawn = settings.eval_examples, settings.examples or settings.shots
+    if not isinstance(rows, Rows):
+        if drawn or count:
             raise InputError("examples are drawn from rows of text, and this model takes arrays")
-        if settings.examples or settings.shots:
-            rows, rest = subset(rows, settings.seed, settings.examples, settings.shots)
-        else:
-            rest, rows = subset(rows, settings.seed, settings.eval_examples)
-    held = read(settings.eval_data) if settings.eval_data else rest
-    if settings.eval_examples and isinstance(held, Rows):
+        return rows, held_out
+    if count and held_out is None:
+        if len(rows) < count + (settings.examples or 1):
+            raise InputError(
+                f"{rows.path or 'the data'} has {len(rows)} rows; {settings.examples or 'some'} to "
+                f"train on and {count} to hold out were asked"
+            )
+        held_out, rows = held_back(rows, settings.seed, count)
+    elif count and isinstance(held_out, Rows):
         # The same for every seed, which is what runs of several seeds are compared on.
-        seed = 0 if settings.eval_data else settings.seed
-        return rows, subset(held, seed, settings.eval_examples)[0]
-    return rows, held if settings.eval_data else None
+        held_out, _ = held_back(held_out, 0, count)
+    if drawn:
+        rows = subset(rows, settings.seed, settings.examples, settings.shots)
+    return rows, held_out
 
 
 def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:

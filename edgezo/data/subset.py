@@ -1,4 +1,4 @@
-"""Some of the rows: k of each label, or so many of all, drawn by a seed."""
+"""Some of the rows, drawn by a seed: to train on, to judge by, to show."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ def shuffled(count: int, seed: int) -> np.ndarray:
     return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
 
 
-def subset(
-    rows: Rows, seed: int, examples: int | None = None, shots: int | None = None
-) -> tuple[Rows, Rows]:
-    """Divides `rows` into those that are drawn and the rest.
+def subset(rows: Rows, seed: int, examples: int | None = None, shots: int | None = None) -> Rows:
+    """Returns some of `rows`, in the data's order; all if nothing was asked.
 
     Args:
         rows: the data.
@@ -30,14 +28,11 @@ def subset(
             where one has too few.
         shots: how many rows of each label.
 
-    Returns:
-        The drawn rows and the others, both in the data's order; all and none if nothing was asked.
-
     Raises:
         InputError: both were asked, there are too few rows, or `shots` of rows without labels.
     """
     if examples is None and shots is None:
-        return rows, _take(rows, [])
+        return rows
     if examples is not None and shots is not None:
         raise InputError("examples and shots were both given; give one of them")
     groups: dict[str, list[int]] = defaultdict(list)
@@ -60,17 +55,28 @@ def subset(
     else:
         assert examples is not None
         if examples > len(rows):
-            raise InputError(
-                f"{rows.path or 'the data'} has {len(rows)} rows; {examples} were asked"
-            )
+            raise _too_few(rows, examples)
         # One of each label in turn, until there are enough.
         turns = sorted(
             (place, group[place]) for group in groups.values() for place in range(len(group))
         )
         drawn = [index for _, index in turns[:examples]]
-    taken = set(drawn)
-    rest = [index for index in range(len(rows)) if index not in taken]
-    return _take(rows, sorted(drawn)), _take(rows, rest)
+    return _take(rows, sorted(drawn))
+
+
+def held_back(rows: Rows, seed: int, count: int) -> tuple[Rows, Rows]:
+    """Divides `rows` into `count` to judge by and the rest.
+
+    They are drawn as they come, so that a score on them is an estimate of that on all rows, however
+    rare a label is.
+
+    Raises:
+        InputError: there are too few rows.
+    """
+    if count > len(rows):
+        raise _too_few(rows, count)
+    order = shuffled(len(rows), seed).tolist()
+    return _take(rows, sorted(order[:count])), _take(rows, sorted(order[count:]))
 
 
 def demonstrations(rows: Rows, seed: int, count: int) -> Rows:
@@ -79,8 +85,12 @@ def demonstrations(rows: Rows, seed: int, count: int) -> Rows:
     Raises:
         InputError: there are too few rows.
     """
-    drawn, _ = subset(rows, seed, examples=count)
+    drawn = subset(rows, seed, examples=count)
     return _take(drawn, shuffled(count, seed).tolist())
+
+
+def _too_few(rows: Rows, asked: int) -> InputError:
+    return InputError(f"{rows.path or 'the data'} has {len(rows)} rows; {asked} were asked")
 
 
 def _take(rows: Rows, indices: list[int]) -> Rows:

@@ -96,7 +96,8 @@ def test_generated_answers(model: edgezo.Model) -> None:
         (lambda a, r: [1.0] * 3, r"objective <lambda> returned shape \[3\] for 8 rows"),
         (lambda a, r: [float("nan")] * 8, "returned NaN or infinity"),
         (lambda a, r: float("inf"), "returned NaN or infinity"),
-        (lambda a, r: None, "returned NaN or infinity|returned no number"),
+        (lambda a, r: None, "returned None; return a score"),
+        (lambda a, r: [None] * 8, "returned NaN or infinity|returned no number"),
         (lambda a, r: "good", "returned no number"),
         (lambda a, r: [[1], [1, 2]], "returned no number"),
     ],
@@ -106,6 +107,17 @@ def test_what_a_callable_may_return(
 ) -> None:
     with pytest.raises(InputError, match=message):
         loss(model, ROWS, score)
+
+
+def test_what_a_callable_raises_is_its_own(model: edgezo.Model) -> None:
+    def broken(answers: Any, rows: Any) -> float:
+        return float(rows[0]["no such column"]) + int("x")
+
+    with pytest.raises(KeyError, match="no such column"):
+        loss(model, ROWS, broken)
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        loss(model, ROWS, lambda answers, rows: int("x"))
+    assert not isinstance(caught.value, InputError)
 
 
 def test_objectives_that_do_not_go_with_a_task(model: edgezo.Model, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgezo.data import rows_from
-from edgezo.data.subset import demonstrations, subset
+from edgezo.data.subset import demonstrations, held_back, subset
 from edgezo.run_folder import RunFolder
 from edgezo.tasks import make_task
 from edgezo.tasks.shots import show_shots
@@ -26,9 +26,8 @@ ROWS = [{"text": f"text {i}", "label": "abc"[min(i // 10, 2)]} for i in range(60
 @given(st.integers(0, 60), st.integers(0, 2**64 - 1))
 def test_examples_are_balanced(count: int, seed: int) -> None:
     rows = rows_from(ROWS)
-    drawn, rest = subset(rows, seed, examples=count)
-    assert len(drawn) == count
-    assert sorted(drawn.lines + rest.lines) == list(rows.lines)
+    drawn = subset(rows, seed, examples=count)
+    assert len(drawn) == count and set(drawn.lines) <= set(rows.lines)
     found = Counter(row["label"] for row in drawn)
     counts = [found[label] for label in "abc"]
     assert counts[0] + counts[1] + counts[2] == count
@@ -36,15 +35,28 @@ def test_examples_are_balanced(count: int, seed: int) -> None:
         assert max(counts) - min(counts) <= 1
     else:
         assert counts[0] == counts[1] == 10
-    again, _ = subset(rows, seed, examples=count)
+    again = subset(rows, seed, examples=count)
     assert again == drawn
+
+
+@given(st.integers(1, 60), st.integers(0, 2**64 - 1))
+def test_rows_to_judge_by_are_as_mixed_as_all(count: int, seed: int) -> None:
+    """Balanced ones would say less of a rare label's task than a guess."""
+    rows = rows_from(ROWS)
+    out, rest = held_back(rows, seed, count)
+    assert len(out) == count and sorted(out.lines + rest.lines) == list(rows.lines)
+    # Labels have no say in it: whatever they are, the same rows are drawn.
+    others = rows_from([{"text": row["text"], "label": "z"} for row in ROWS])
+    assert held_back(others, seed, count)[0].lines == out.lines
+    with pytest.raises(InputError, match="has 60 rows; 61 were asked"):
+        held_back(rows, seed, 61)
 
 
 def test_shots_and_seeds() -> None:
     rows = rows_from(ROWS)
-    drawn, _ = subset(rows, 1, shots=4)
+    drawn = subset(rows, 1, shots=4)
     assert Counter(row["label"] for row in drawn) == {"a": 4, "b": 4, "c": 4}
-    other, _ = subset(rows, 2, shots=4)
+    other = subset(rows, 2, shots=4)
     assert drawn.lines != other.lines
     shown = demonstrations(rows, 3, 6)
     assert len(shown) == 6 and shown.lines != tuple(sorted(shown.lines))
