@@ -17,6 +17,8 @@ from edgezo.callbacks import Callback
 from edgezo.settings import Settings
 from edgezo.train import resume
 from edgezo.train import train as run_training
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.first_order.loss import BatchLoss
@@ -69,6 +71,18 @@ def test_hifts_rate_waits_for_the_next_cycle(derived_bundle: Path) -> None:
         made.step(number, loss, rate)
         moved = max(np.abs(model.arena.views[n] - old).max() for n, old in before.items())
         assert moved == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "full", "lora"),
+    [("adamw", 2e-5, 1e-3), ("hift-adamw", 1e-4, 1e-3), ("ip-sgd", 3e-3, 3e-3)],
+)
+def test_lora_has_a_rate_of_its_own(method: str, full: float, lora: float) -> None:
+    weights = [Parameter("layers.0.weight", (4, 4), "float32", "linear")]
+    adapter = [Parameter(f"layers.0.lora_{x}", (4, 4), "float32", "lora") for x in "AB"]
+    rates = [make(method, Arena(arena), 0, {}).lr for arena in (weights, adapter)]
+    assert rates == [full, lora]
+    assert make(method, Arena([*weights, *adapter]), 0, {}).lr == full
 
 
 def train(derived_bundle: Path, data: Path, out: Path, *flags: object) -> None:
