@@ -153,13 +153,19 @@ class Rehearsal:
         def step(number: int, chosen: Chosen) -> float:
             return _step(model, data, method, number, chosen)
 
+        def warm(number: int, chosen: Chosen) -> None:
+            if method.graph:
+                step(number, chosen)
+            else:  # a step has many passes that are alike
+                model.loss(data.batch(chosen[0]))
+
         with self._prefix(model, some) as filling:
             load += filling / share
             for number, chosen in enumerate(steps[:_ORDINARY], start=1):
-                step(number, chosen)
+                warm(number, chosen)
             for chosen in heaviest:
                 for number in _numbers(method):
-                    step(number, chosen)
+                    warm(number, chosen)
             whole: Chosen = heaviest[0]
             second = None if whole[1] is None else _longest(data.train, whole[1])
             one: Chosen = (_longest(data.train, whole[0]), second)
