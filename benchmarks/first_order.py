@@ -38,7 +38,7 @@ from edgezo_runtime.bundle import Bundle, open_bundle
 from edgezo_runtime.devices import default_threads
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order.groups import layer_groups
-from edgezo_runtime.layers import layers_of
+from edgezo_runtime.select import QUARTER
 
 IN_PLACE = "ip-sgd"
 METHODS = (IN_PLACE, "adamw")
@@ -161,7 +161,7 @@ class Bench:
 
     def upper_layers(self, method: str) -> Iterator[dict[str, Any]]:
         """Yields what a step of the upper quarter of the layers takes, beside one of them all."""
-        given = {"tune": upper_quarter(self._bundle), "cache": str(self._scratch / "prefix.cache")}
+        given = {"tune": QUARTER, "cache": str(self._scratch / "prefix.cache")}
         with self._worker(OURS, method) as full, self._worker(OURS, method, **given) as part:
             for worker in (full, part):
                 worker.call("step")  # warms up
@@ -183,14 +183,6 @@ class Bench:
                 time.sleep(PAUSE_SECONDS)  # until the other's threads no longer wait busily
                 seconds[name].append(worker.call("step")["seconds"])
         return {name: median(measured) for name, measured in seconds.items()}
-
-
-def upper_quarter(bundle: Bundle) -> str:
-    """Returns what `--tune` calls the uppermost layers, a quarter of all, rounded up."""
-    parameters = bundle.manifest.parameters
-    layers, _ = layers_of(parameters)
-    upper = layers[len(layers) * 3 // 4 :]
-    return ",".join(parameters[place].name for layer in upper for place in layer)
 
 
 def _row(figure: str, value: float, unit: str, peer: float | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edgezo.training_data import TrainingData
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
+from edgezo_runtime.parts import PartedBatch
 
 NAME = "prefix.cache"
 
@@ -48,7 +49,9 @@ def cached_prefix(
     size = settings.batch_size
 
     def batches() -> Iterator[BaseBatch]:
-        return (data.batch(order[at : at + size]) for at in range(0, len(order), size))
+        for at in range(0, len(order), size):
+            batch = data.batch(order[at : at + size])
+            yield from batch.parts if isinstance(batch, PartedBatch) else (batch,)
 
     path = run.path / NAME
     tell = functools.partial(callback.on_prefix_cache, path)

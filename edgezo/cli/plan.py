@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,26 @@ def command(
 
     Memory is the peak of the whole process, weights and Python included; its limit is what is free
     if --memory says nothing else. One method of each family is rehearsed for a few steps, in a
-    process of its own.
+    process of its own. Without --tune all weights are, and adamw also on LoRA and on the upper
+    quarter of the layers.
     """
     limits = Limits(parse_memory(memory or AUTO), None if time is None else parse_time(time))
     plan = make_plan(Settings.resolve({"out": "plan", **flags}, config), limits, to_stderr)
     if as_json:
         print_json(_fields(plan, limits))
         return
-    click.echo(f"{'method':16} {'peak MB':>8} {'time':>8} {'steps':>6} {'rows':>5}  fits")
+    click.echo(f"{'method':16} {'peak MB':>8} {'time':>8} {'steps':>6} {'rows':>5}  fits  tune")
     for each in plan.alternatives:
         click.echo(_line(each))
-    for why in dict.fromkeys(plan.unavailable.values()):
-        names = ", ".join(name for name, other in plan.unavailable.items() if other == why)
-        click.echo(f"not {names}: {why}")
+    for tune, why in dict.fromkeys((each.tune, each.why) for each in plan.unavailable):
+        same = [each.method for each in plan.unavailable if (each.tune, each.why) == (tune, why)]
+        click.echo(f"not {', '.join(same)} on {tune}: {why}")
     pick = plan.pick
     if pick is None:
         click.echo(plan.nothing_fits(limits))
         return
-    method = "no --method" if pick.recipe else f"--method {pick.run.method}"
     within = f"within {megabytes(limits.memory):g} MB"
-    click.echo(f"take {method} and --steps {pick.run.steps}, {within}")
+    click.echo(f"take {_flags(pick)} and --steps {pick.run.steps}, {within}")
 
 
 def _fields(plan: Plan, limits: Limits) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _fields(plan: Plan, limits: Limits) -> dict[str, Any]:
         **picked,
         "limit_mb": megabytes(limits.memory),
         "alternatives": [each.to_json() for each in plan.alternatives],
-        "unavailable": [{"method": n, "why": why} for n, why in plan.unavailable.items()],
+        "unavailable": [dataclasses.asdict(each) for each in plan.unavailable],
     }
 
 
@@ -68,5 +69,15 @@ def _line(each: Alternative) -> str:
     minutes, seconds = divmod(round(each.seconds), 60)
     return (
         f"{each.title:16} {each.peak / 1e6:8.0f} {minutes:5d}:{seconds:02d} {each.run.steps:6d} "
-        f"{each.run.rows:5d}  {'yes' if each.fits else 'no'}"
+        f"{each.run.rows:5d}  {'yes' if each.fits else 'no':4}  {each.run.tune}"
     )
+
+
+def _flags(pick: Alternative) -> str:
+    """Returns what has to be given for the run that was picked."""
+    if pick.recipe:
+        return "no --method"
+    flags = {"--method": pick.run.method, "--tune": pick.run.tune}
+    if pick.run.prefix_cache:
+        flags["--prefix-cache"] = pick.run.prefix_cache
+    return " ".join(f"{flag} {value}" for flag, value in flags.items())

@@ -1,15 +1,8 @@
-"""Which methods fit in some memory and time, and the one to take.
+"""Which runs fit in some memory and time, and the one to take.
 
-Methods that pass over the data alike are a family: one of them is rehearsed, and of the others the
-state that they declare and the time of their own work make the difference. The recipe, which is
-taken where no method is named, is rehearsed with its own settings.
-
-The pick is the first of these that fits: `adamw`, `hift-adamw`, `addax`, `ip-sgd`, the recipe, then
-any other. True gradients come first, since they learn in a tenth of the steps or fewer; among them
-an adaptive rate for each weight before plain SGD, all weights in every step before one group in
-turn, and Addax before the gradients of the short rows that it adds to. With a limit of time a
-method must get through half of its usual steps to be taken in this order; if none does, the one
-that gets furthest is taken.
+The first that fits is taken, in the order of `candidates`. With a limit of time a run must get
+through half of its usual steps to be taken in this order; if none does, the one that gets furthest
+is taken.
 """
 
 from __future__ import annotations
@@ -22,22 +15,17 @@ from typing import Any
 
 from edgezo.objectives import MEANS
 from edgezo.plan.amounts import told_bytes
+from edgezo.plan.candidates import Family, candidates, preference, run_of
 from edgezo.plan.limit import SAFE, check_weights, fit
 from edgezo.plan.measured import Needs, Opened, Rehearsed, Stage
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
-from edgezo_runtime.bundle import TANGENTS
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.memory import free_bytes
 from edgezo_runtime.methods import METHODS
-from edgezo_runtime.methods.first_order import FirstOrder
-from edgezo_runtime.methods.hift import Hift
-from edgezo_runtime.methods.mixed import Mixed
+from edgezo_runtime.select import FULL, resolve
 
-#: Preferred to the recipe, in this order.
-GRADIENTS = ("adamw", "hift-adamw", "addax", "ip-sgd")
-#: Usual lengths of runs. HiFT tunes one group a step; forward-only methods see one direction.
-FIRST_ORDER_STEPS, HIFT_STEPS, FORWARD_ONLY_STEPS = 100, 300, 1000
 _ENOUGH = 0.5  # of the usual steps
 
 
@@ -84,15 +72,20 @@ class Alternative:
         """The method's name, marked where it is the recipe's."""
         return f"{self.run.method} (recipe)" if self.recipe else self.run.method
 
+    @property
+    def told(self) -> str:
+        """That, with what it tunes if it is not everything."""
+        return self.title if self.run.tune == FULL else f"{self.title} on {self.run.tune}"
+
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain values, in MB and seconds."""
-        cut = {} if self.run.micro_batch is None else {"micro_batch": self.run.micro_batch}
+        special = {name: getattr(self.run, name) for name in ("prefix_cache", "micro_batch")}
         return {
             "method": self.run.method,
             "tune": self.run.tune,
             "recipe": self.recipe,
             "steps": self.run.steps,
-            **cut,
+            **{name: value for name, value in special.items() if value is not None},
             "predicted_peak_rss_mb": round(self.peak / 1e6, 1),
             "predicted_seconds": round(self.seconds, 1),
             "fits": self.fits,
@@ -100,16 +93,25 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class Unavailable:
+    """A method that cannot tune `tune`, and why not, in a sentence."""
+
+    method: str
+    tune: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What fits.
 
     Attributes:
-        alternatives: of all methods that can be used, in the order in which they are preferred.
-        unavailable: why the others cannot, in a sentence.
+        alternatives: all runs that could be, in the order in which they are preferred.
+        unavailable: those that cannot.
     """
 
     alternatives: tuple[Alternative, ...]
-    unavailable: dict[str, str]
+    unavailable: tuple[Unavailable, ...]
 
     @property
     def pick(self) -> Alternative | None:
@@ -123,10 +125,10 @@ class Plan:
         """Returns the sentence that says what would fit."""
         if any(each.peak <= limits.most for each in self.alternatives):
             least = min(self.alternatives, key=lambda each: each.seconds)
-            return f"nothing fits in --time: a step of {least.title} needs {least.seconds:.0f} s"
+            return f"nothing fits in --time: a step of {least.told} needs {least.seconds:.0f} s"
         least = min(self.alternatives, key=lambda each: each.peak)
         return (
-            f"nothing fits in --memory {told_bytes(limits.memory)}: {least.title} needs the "
+            f"nothing fits in --memory {told_bytes(limits.memory)}: {least.told} needs the "
             f"least, {told_bytes(least.peak / SAFE)}"
         )
 
@@ -142,31 +144,28 @@ def make_plan(asked: Settings, limits: Limits, tell: Callable[[str], None]) -> P
     Raises:
         InputError: the bundle, the data or a setting is wrong, or the limit is below the weights.
     """
-    with Stage(_run_of(asked, "mezo")) as stage:
+    manifest = open_bundle(asked.bundle).manifest
+    if manifest.adapter:
+        asked = dataclasses.replace(asked, tune=resolve(manifest, asked.tune or FULL))
+    start = run_of(asked, "mezo")
+    with Stage(start) as stage:
         opened = stage.open(list(METHODS))
     check_weights(opened.weights, limits.memory)
-    free = free_bytes() or math.inf
-    groups = [[complete(dataclasses.replace(asked, method=None))]]
-    for names in families():
-        usable = [name for name in names if name in opened.needs]
-        # The one whose state this machine has no memory for is not rehearsed.
-        usable.sort(key=lambda name: opened.trained + opened.needs[name].state > free)
-        groups.append([_run_of(asked, name) for name in usable])
     found: list[Alternative] = []
-    unavailable = dict(opened.refused)
+    unavailable = [Unavailable(name, start.tune, why) for name, why in opened.refused.items()]
     failure: EdgezoError | None = None
-    for number, runs in enumerate(filter(None, groups)):
-        told = "the recipe" if number == 0 else runs[0].method
-        tell(f"rehearsing {told} ({number + 1} of {sum(map(bool, groups))})")
+    families = candidates(asked, manifest, opened, free_bytes() or math.inf)
+    for number, family in enumerate(families, start=1):
+        tell(f"rehearsing {family.title} ({number} of {len(families)})")
         try:
-            found += _alternatives(runs, number == 0, limits)
+            found += _alternatives(family, limits)
         except EdgezoError as error:
             failure = error
-            unavailable |= {told if number == 0 else run.method: str(error) for run in runs}
+            unavailable += (Unavailable(r.method, r.tune, str(error)) for r in family.runs)
     if failure and not found:
         raise failure
-    found.sort(key=_preference)
-    return Plan(tuple(found), unavailable)
+    found.sort(key=lambda each: preference(each.run, each.recipe))
+    return Plan(tuple(found), tuple(unavailable))
 
 
 def choose(asked: Settings, limit: int, tell: Callable[[str], None]) -> RunSettings:
@@ -186,55 +185,13 @@ def choose(asked: Settings, limit: int, tell: Callable[[str], None]) -> RunSetti
     pick = plan.pick
     if pick is None:
         raise InputError(plan.nothing_fits(Limits(limit)))
-    tell(f"the plan: {pick.title}, {pick.run.steps} steps")
+    tell(f"the plan: {pick.told}, {pick.run.steps} steps")
     return fit(pick.run, limit, tell)
 
 
-def families() -> list[list[str]]:
-    """Returns the names of the methods that pass over the data alike, the rehearsed one first."""
-    groups: dict[str, list[str]] = {}
-    for name in METHODS:
-        groups.setdefault(_first(name), []).append(name)
-    return [sorted(names, key=lambda name: name != first) for first, names in groups.items()]
-
-
-def _first(name: str) -> str:
-    kind = METHODS[name]
-    if issubclass(kind, Mixed) or kind.graph == TANGENTS:
-        return name  # which rows it takes, or how it passes over them, is its own
-    if issubclass(kind, Hift):
-        return "hift-adamw"
-    if issubclass(kind, FirstOrder):
-        return "adamw" if kind.keep_products.default else "ip-sgd"
-    return "mezo"
-
-
-def usual_steps(name: str) -> int:
-    """Returns how long a run of the method usually is."""
-    kind = METHODS[name]
-    if issubclass(kind, Hift):
-        return HIFT_STEPS
-    return FIRST_ORDER_STEPS if issubclass(kind, FirstOrder) else FORWARD_ONLY_STEPS
-
-
-def _run_of(asked: Settings, method: str) -> RunSettings:
-    """Returns the settings of a run of `method`."""
-    steps = asked.steps or usual_steps(method)
-    return complete(dataclasses.replace(asked, method=method, steps=steps))
-
-
-def _preference(each: Alternative) -> tuple[int, int]:
-    """Returns what orders alternatives, the best first."""
-    if each.recipe:
-        return 1, 0
-    if each.run.method in GRADIENTS:
-        return 0, GRADIENTS.index(each.run.method)
-    return 2, list(METHODS).index(each.run.method)
-
-
-def _alternatives(runs: list[RunSettings], recipe: bool, limits: Limits) -> list[Alternative]:
-    """Rehearses the first of the `runs`, and says what all of them need."""
-    first, names = runs[0], [run.method for run in runs]
+def _alternatives(family: Family, limits: Limits) -> list[Alternative]:
+    """Rehearses the first run of a family, and says what all of them need."""
+    first, names = family.runs[0], [run.method for run in family.runs]
     with Stage(first) as stage:
         opened = stage.open(names)
         if first.method in opened.refused:
@@ -246,8 +203,8 @@ def _alternatives(runs: list[RunSettings], recipe: bool, limits: Limits) -> list
             stage.open(names[:1])
             least = stage.least(first.method)
     return [
-        _alternative(run, recipe, rehearsed, opened.needs[run.method], least, limits)
-        for run in runs
+        _alternative(run, family.recipe, rehearsed, opened.needs[run.method], least, limits)
+        for run in family.runs
     ]
 
 

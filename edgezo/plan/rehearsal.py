@@ -6,16 +6,21 @@ so that the process's peak memory is that of the run. Nothing is written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgezo import report_charts
 from edgezo.adapted import AddAdapter, open_adapted
+from edgezo.callbacks import Callback
 from edgezo.data.batches import eval_indices
+from edgezo.prefix import cached_prefix, check_prefix
+from edgezo.run_folder import RunFolder
 from edgezo.settings import METHOD_SETTINGS, RunSettings
 from edgezo.tasks.base import BaseExample, Example
 from edgezo.train import batch_order, check_method, head_start
@@ -141,24 +146,34 @@ class Rehearsal:
         held_out = list(eval_indices(data.held_out, self._settings.rows))
         longest = _heaviest(held_out, lambda indices: _size(data.held_out, indices))
         load = self._seconds + time.perf_counter() - started
-        load += _begin(model, data, [*steps[:_ORDINARY], *heaviest], self._settings)
+        some = _some(data, [*steps[:_ORDINARY], *heaviest], self._settings.batch_size)
+        share = len(some.train) / len(data.train)
+        load += _timed(lambda: head_start(model, some, self._settings)) / share
 
         def step(number: int, chosen: Chosen) -> float:
             return _step(model, data, method, number, chosen)
 
-        for number, chosen in enumerate(steps[:_ORDINARY], start=1):
-            step(number, chosen)
-        for chosen in heaviest:
-            for number in _numbers(method):
+        def warm(number: int, chosen: Chosen) -> None:
+            if method.graph:
                 step(number, chosen)
-        evaluation = 0.0
-        for indices in longest:
-            seconds = _timed(lambda i=indices: _evaluate(model, data, i))
-            evaluation = seconds / _size(data.held_out, indices)[0]
-        whole: Chosen = heaviest[0]
-        second = None if whole[1] is None else _longest(data.train, whole[1])
-        one: Chosen = (_longest(data.train, whole[0]), second)
-        times = [_mean_step(method, lambda n, c=chosen: step(n, c)) for chosen in (whole, one)]
+            else:  # a step has many passes that are alike
+                model.loss(data.batch(chosen[0]))
+
+        with self._prefix(model, some) as filling:
+            load += filling / share
+            for number, chosen in enumerate(steps[:_ORDINARY], start=1):
+                warm(number, chosen)
+            for chosen in heaviest:
+                for number in _numbers(method):
+                    warm(number, chosen)
+            whole: Chosen = heaviest[0]
+            second = None if whole[1] is None else _longest(data.train, whole[1])
+            one: Chosen = (_longest(data.train, whole[0]), second)
+            times = [_mean_step(method, lambda n, c=chosen: step(n, c)) for chosen in (whole, one)]
+            evaluation = 0.0
+            for indices in longest:
+                seconds = _timed(lambda i=indices: _evaluate(model, data, i))
+                evaluation = seconds / _size(data.held_out, indices)[0]
         return {
             "rows": len(whole[0]),
             "cells": [_both(data.train, chosen)[0] for chosen in (whole, one)],
@@ -167,6 +182,15 @@ class Rehearsal:
             "load": load,
             "evaluation": evaluation * sum(_size(data.held_out, i)[0] for i in held_out),
         }
+
+    @contextlib.contextmanager
+    def _prefix(self, model: Model, some: TrainingData) -> Iterator[float]:
+        """Keeps what frozen layers compute of some rows, as the run does; yields the seconds."""
+        check_prefix(model, some, self._settings)
+        with tempfile.TemporaryDirectory(prefix="edgezo-plan-") as folder:
+            run, started = RunFolder(folder), time.perf_counter()
+            with cached_prefix(model, run, some, self._settings, Callback()):
+                yield time.perf_counter() - started
 
     def _load(self) -> Model:
         weights = self._weights
@@ -289,14 +313,13 @@ def _mean_step(method: AnyMethod, take: Callable[[int], float]) -> float:
     return (take(1) + (count - 2) * take(count // 2 + 1) + take(count)) / count
 
 
-def _begin(
-    model: Model, data: TrainingData, batches: Sequence[Chosen], settings: RunSettings
-) -> float:
-    """Fits what the run begins with on some of its rows; returns the seconds for all of them."""
-    indices = np.unique(np.concatenate([chosen for chosen, _ in batches]))
-    some = dataclasses.replace(data, train=[data.train[i] for i in indices])
-    seconds = _timed(lambda: head_start(model, some, settings))
-    return seconds * len(data.train) / len(indices)
+def _some(data: TrainingData, batches: Sequence[Chosen], longest: int) -> TrainingData:
+    """Returns a run's data with the training rows of some batches, and so many of the longest."""
+    lengths = np.array([example.length for example in data.train])
+    named = [indices for chosen in batches for indices in chosen if indices is not None]
+    kept = np.unique(np.concatenate([*named, np.argsort(lengths)[-longest:]]))
+    train = [data.train[i] for i in kept]
+    return dataclasses.replace(data, train=train, batch=lambda chosen: data.batch(kept[chosen]))
 
 
 def _step(

@@ -28,6 +28,8 @@ TANGENTS = "tangent.onnx"
 WEIGHTS = "model.safetensors"
 #: Kind of integers that stand for a weight: they are never trained, and the runtime packs them.
 QUANTIZED = "quantized"
+#: Kind of LoRA's matrices.
+LORA = "lora"
 #: What the integers of a weight have behind its name.
 PACKED = "_packed"
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 from edgezo_runtime.bundle import QUANTIZED, Manifest, Parameter
 from edgezo_runtime.errors import InputError
 
 FULL = "full"
 UPPER = "upper"
+QUARTER = "upper-quarter"
 SCALES = "scales"
 ADAPTERS = ("lora", "prefix", "prompt")
 #: Last parts of the names that checkpoints give to what turns hidden states into answers.
@@ -45,7 +48,8 @@ def select(parameters: Sequence[Parameter], tune: str) -> list[Parameter]:
         tune: ``"full"``; an adapter's kind; or, with commas between them, ``"head"`` (the output
             projection), ``"norm"`` (scales and shifts of the norms), ``"bitfit"`` (all biases),
             ``"scales"`` (of quantised weights, whose integers are never trained), ``"upper"`` (the
-            upper two thirds of the blocks) and glob patterns of parameter names.
+            upper two thirds of the blocks), ``"upper-quarter"`` and glob patterns of parameter
+            names.
 
     Raises:
         InputError: a word or a pattern matches none.
@@ -139,12 +143,14 @@ def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
     return matched
 
 
-def _upper(parameters: Sequence[Parameter]) -> list[Parameter]:
+def _upper(parameters: Sequence[Parameter], word: str, below: Fraction) -> list[Parameter]:
+    """Returns what `word` names: all blocks but the share `below`, rounded down."""
     stacks = [sorted(stack.items()) for stack in blocks(parameters).values()]
-    matched = [p for stack in stacks for _, block in stack[len(stack) // 3 :] for p in block]
+    kept = [stack[int(below * len(stack)) :] for stack in stacks]
+    matched = [p for stack in kept for _, block in stack for p in block]
     if not matched:
         raise InputError(
-            "--tune upper finds no blocks, which have numbers in their parameters' names "
+            f"--tune {word} finds no blocks, which have numbers in their parameters' names "
             "(`edgezo info` lists them): give patterns of names"
         )
     return matched
@@ -155,5 +161,6 @@ WORDS: Mapping[str, Callable[[Sequence[Parameter]], list[Parameter]]] = {
     "norm": _norm,
     "bitfit": _bitfit,
     SCALES: _scales,
-    UPPER: _upper,
+    UPPER: functools.partial(_upper, word=UPPER, below=Fraction(1, 3)),
+    QUARTER: functools.partial(_upper, word=QUARTER, below=Fraction(3, 4)),
 }

@@ -17,9 +17,13 @@ from edgezo.callbacks import Callback
 from edgezo.settings import Settings
 from edgezo.train import resume
 from edgezo.train import train as run_training
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import Bundle, Manifest, Parameter
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.first_order.loss import BatchLoss
+from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import read
 from edgezo_runtime.methods import METHODS, make
 from edgezo_runtime.methods.first_order import FIRST_ORDER
@@ -69,6 +73,32 @@ def test_hifts_rate_waits_for_the_next_cycle(derived_bundle: Path) -> None:
         made.step(number, loss, rate)
         moved = max(np.abs(model.arena.views[n] - old).max() for n, old in before.items())
         assert moved == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "full", "lora"),
+    [("adamw", 2e-5, 1e-3), ("hift-adamw", 1e-4, 1e-3), ("ip-sgd", 3e-3, 3e-3)],
+)
+def test_lora_has_a_rate_of_its_own(method: str, full: float, lora: float) -> None:
+    weights = [Parameter("layers.0.weight", (4, 4), "float32", "linear")]
+    adapter = [Parameter(f"layers.0.lora_{x}", (4, 4), "float32", "lora") for x in "AB"]
+    rates = [make(method, Arena(arena), 0, {}).lr for arena in (weights, adapter)]
+    assert rates == [full, lora]
+    assert make(method, Arena([*weights, *adapter]), 0, {}).lr == full
+
+
+@pytest.mark.parametrize(("name", "kind"), [("grad.onnx", "gradient"), ("tangent.onnx", "tangent")])
+def test_quantised_weights_have_no_graph(tmp_path: Path, name: str, kind: str) -> None:
+    weights = (
+        Parameter("norm.weight", (4,), "float32", "norm"),
+        Parameter("layers.0.weight_packed", (4, 4), "uint8", "quantized"),
+    )
+    for parameters, why in (
+        (weights, f"has no {kind}s: tune it with qzo"),
+        (weights[:1], "export"),
+    ):
+        with pytest.raises(InputError, match=why):
+            check_graph(Bundle(tmp_path, Manifest(parameters, (), (), 64)), CpuDevice(1), name)
 
 
 def train(derived_bundle: Path, data: Path, out: Path, *flags: object) -> None:

@@ -23,12 +23,13 @@ from edgezo_runtime.model import load
 from edgezo_runtime.noise import POOL_SIZE
 from edgezo_runtime.select import ADAPTERS
 
+UPPER = ("upper", "upper-quarter")
 KINDS = {
-    "llama": {"full", "upper", "norm", "lora", "prefix", "prompt"},  # tied, and without biases
-    "int4": {"full", "upper", "norm", "scales", "lora", "prefix", "prompt"},
-    "int8": {"full", "upper", "norm", "scales", "lora", "prefix", "prompt"},
-    "bert_head": {"full", "upper", "head", "norm", "bitfit", "lora", "prefix", "prompt"},
-    "t5": {"full", "upper", "norm", "lora", "prompt"},
+    "llama": {"full", *UPPER, "norm", "lora", "prefix", "prompt"},  # tied, and without biases
+    "int4": {"full", *UPPER, "norm", "scales", "lora", "prefix", "prompt"},
+    "int8": {"full", *UPPER, "norm", "scales", "lora", "prefix", "prompt"},
+    "bert_head": {"full", *UPPER, "head", "norm", "bitfit", "lora", "prefix", "prompt"},
+    "t5": {"full", *UPPER, "norm", "lora", "prompt"},
     "branches": {"full"},  # of an If
     "attention": {"full", "prefix"},
 }

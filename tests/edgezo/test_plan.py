@@ -6,20 +6,26 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import yaml
 from edgezo_runs import called, command_line, refused, run, words, write_rows
 
+from edgezo.plan import candidates, planner
 from edgezo.plan import limit as plan_limit
-from edgezo.plan import planner
+from edgezo.plan.candidates import GRADIENT_METHODS, families
 from edgezo.plan.measured import Needs, Opened, Rehearsed
-from edgezo.plan.planner import Limits, families, make_plan
+from edgezo.plan.planner import Limits, make_plan
+from edgezo.plan.rehearsal import Rehearsal
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
+from edgezo_runtime.bundle import Manifest, Parameter
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.methods import METHODS
+from edgezo_runtime.prefix_cache import PrefixCache
 
 # Over rehearsals that are made up
 
@@ -31,6 +37,8 @@ STATE = {"adamw": 400 * MB, "zo-adam": 400 * MB} | dict.fromkeys(ONE_SLOT, 200 *
 #: Peak of each rehearsal on whole batches; half of what is above the weights goes with the rows.
 PEAK = {"ip-sgd": 900, "adamw": 1500, "sgd": 1300, "hift-adamw": 700, "addax": 950, "mezo": 600}
 PEAK |= {"fzoo": 580, "hybrid": 930, "forward-grad": 720}  # fzoo is the recipe
+#: Of that above the weights.
+SHARE = {"lora": 0.3, "upper-quarter": 0.25}
 
 
 class FakeStage:
@@ -38,9 +46,11 @@ class FakeStage:
 
     Attributes:
         runs: method and rows per pass of each rehearsal so far.
+        broken: what cannot be tuned.
     """
 
     runs: ClassVar[list[tuple[str, int]]] = []
+    broken: ClassVar[str] = ""
 
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
@@ -57,6 +67,8 @@ class FakeStage:
 
     def run(self, method: str, others: Sequence[str] = ()) -> Rehearsed:
         self.runs.append((method, self._settings.rows))
+        if self._settings.tune == self.broken:
+            raise EdgezoError(f"no {self.broken}")
         if method == "addax-wa":
             raise EdgezoError("the process ended")
         return Rehearsed(
@@ -77,6 +89,7 @@ class FakeStage:
 
     def peak(self, method: str, rows: int) -> int:
         above = (PEAK[method] * MB - WEIGHTS) / 2
+        above *= SHARE.get(self._settings.tune, 1)
         return round(WEIGHTS + above + above * rows / 16)
 
 
@@ -85,11 +98,21 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeStage]:
     for module in (planner, plan_limit):
         monkeypatch.setattr(module, "Stage", FakeStage)
     monkeypatch.setattr(planner, "free_bytes", lambda: None)
-    monkeypatch.setattr(planner, "complete", completed)
+    for module in (planner, candidates):
+        monkeypatch.setattr(module, "complete", completed)
+    monkeypatch.setattr(planner, "open_bundle", lambda folder: SimpleNamespace(manifest=PLAIN))
     FakeStage.runs.clear()
     return FakeStage
 
 
+def manifest(*files: str) -> Manifest:
+    """Returns that of a language model of one block."""
+    weight = Parameter("layers.0.weight", (2, 2), "float32", "linear")
+    digests = dict.fromkeys(files, "")
+    return Manifest((weight,), (), (), 512, files=digests)
+
+
+PLAIN, DERIVED = manifest(), manifest("grad.onnx")
 GIVEN: dict[str, Any] = {"bundle": "b", "data": "d", "out": "o"}
 RUN = RunSettings(**GIVEN)
 
@@ -115,10 +138,11 @@ def test_every_method_is_planned_once() -> None:
 def test_methods_differ_by_state_and_own_work(fake: type[FakeStage]) -> None:
     plan = planned(2000)
     titles = [each.title for each in plan.alternatives]
-    assert titles[:6] == [*planner.GRADIENTS, "fzoo (recipe)", "mezo"]
+    assert titles[:6] == [*GRADIENT_METHODS, "fzoo (recipe)", "mezo"]
     found = {each.run.method: each for each in plan.alternatives if not each.recipe}
-    assert found.keys() | plan.unavailable.keys() == METHODS.keys()
-    assert plan.unavailable == {"qzo": "no scales", "addax-wa": "the process ended"}
+    lacking = {each.method: each.why for each in plan.unavailable}
+    assert found.keys() | lacking.keys() == METHODS.keys()
+    assert lacking == {"qzo": "no scales", "addax-wa": "the process ended"}
     peaks = {"adamw": 1500, "lion": 1300, "sgd": 1300, "lomo": 900, "mezo": 600, "zo-adam": 1000}
     for name, peak in peaks.items():
         assert found[name].peak == peak * MB
@@ -176,9 +200,52 @@ def test_time_chooses_the_steps(fake: type[FakeStage], seconds: float, steps: in
 def test_a_method_that_hardly_starts_gives_way(
     fake: type[FakeStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "HIFT_STEPS", 20)
+    monkeypatch.setattr(candidates, "HIFT_STEPS", 20)
     pick = planned(2000, 60).pick
     assert pick and (pick.run.method, pick.run.steps) == ("hift-adamw", 20)
+
+
+@pytest.fixture
+def derived(fake: type[FakeStage], monkeypatch: pytest.MonkeyPatch) -> type[FakeStage]:
+    """Of a bundle with a gradient graph."""
+    monkeypatch.setattr(planner, "open_bundle", lambda folder: SimpleNamespace(manifest=DERIVED))
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "seconds", "method", "tune", "steps"),
+    [
+        (2000, None, "adamw", "lora", 300),
+        (900, None, "adamw", "lora", 300),
+        (2000, 100, "adamw", "full", 62),  # LoRA would take 3 times as many
+        (800, None, "adamw", "upper-quarter", 100),
+        (740, None, "hift-adamw", "full", 300),
+    ],
+)
+def test_fewer_weights_are_tried_where_nothing_is_said(
+    derived: type[FakeStage],
+    megabytes: int,
+    seconds: float | None,
+    method: str,
+    tune: str,
+    steps: int,
+) -> None:
+    pick = planned(megabytes, seconds).pick
+    assert pick and (pick.run.method, pick.run.tune, pick.run.steps) == (method, tune, steps)
+    assert pick.run.prefix_cache == ("float32" if tune == "upper-quarter" else None)
+    asked = Settings(**GIVEN, tune="full")
+    plan = make_plan(asked, Limits(2000 * MB), lambda line: None)
+    assert {each.run.tune for each in plan.alternatives if not each.recipe} == {"full"}
+
+
+def test_what_cannot_be_tuned_is_no_failure(
+    derived: type[FakeStage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "broken", "lora")
+    done = called("plan", "b", "--data", "d", "--memory", "2GB", "--json")
+    assert (done.json["tune"], done.json["alternatives"][0]["method"]) == ("full", "adamw")
+    lacking = {"method": "adamw", "tune": "lora", "why": "no lora"}
+    assert lacking in done.json["unavailable"]
 
 
 def choose(megabytes: float, **given: Any) -> RunSettings:
@@ -191,7 +258,7 @@ def test_the_plans_method_is_taken_where_none_is_named(fake: type[FakeStage]) ->
     assert (chosen.method, chosen.steps, chosen.micro_batch) == ("hift-adamw", 300, None)
     assert choose(1000, steps=7).steps == 7
     with pytest.raises(
-        InputError, match=r"nothing fits in --memory 560 MB: fzoo .recipe. needs the least"
+        InputError, match=r"nothing fits in --memory 560 MB: fzoo .recipe. on upper needs the least"
     ):
         choose(560)
 
@@ -245,8 +312,9 @@ def test_the_plan_on_the_command_line(fake: type[FakeStage]) -> None:
         "fits": True,
     }
     table = called(*words)
-    assert re.search(r"^adamw +1312 +2:46 +100 +10 +yes$", table.out, re.M)
-    assert "not qzo: no scales" in table.out and "take --method adamw and --steps 100" in table.out
+    assert re.search(r"^adamw +1312 +2:46 +100 +10 +yes +full$", table.out, re.M)
+    assert "not qzo on full: no scales" in table.out
+    assert "take --method adamw --tune full and --steps 100" in table.out
     none = called("plan", "b", "--data", "d", "--memory", "510MB")
     assert none.status == 0 and "nothing fits in --memory 510 MB" in none.out
     refused(called("plan", "b", "--data", "d", "--memory", "510"), 2, "give a size such as 700MB")
@@ -266,7 +334,34 @@ def test_training_keeps_what_the_plan_chose(
     assert (settings["method"], settings["micro_batch"]) == ("hift-adamw", 8)
 
 
-# A real one
+# Real ones
+
+
+def test_a_rehearsal_starts_from_frozen_layers_as_the_run_does(
+    derived_bundle: Path, data: Path
+) -> None:
+    given = {"bundle": str(derived_bundle), "data": str(data / "train.jsonl"), "out": "o"}
+    kept = {"tune": "upper-quarter", "prefix_cache": "float32", "batch_size": 8, "micro_batch": 3}
+    settings = RunSettings(**given, **kept, method="adamw", threads=1)
+    rehearsal = Rehearsal()
+    opened = rehearsal.open(settings.to_dict(), ["adamw"])
+    assert opened["trained"] < opened["weights"] / 2
+    found: list[dict[str, Any]] = []
+
+    def find(cache: PrefixCache, feeds: Any) -> dict[str, Any]:
+        found.append(looked(cache, feeds))
+        return found[-1]
+
+    looked = PrefixCache.find
+    with mock.patch.object(PrefixCache, "find", find):
+        rehearsed = rehearsal.run("adamw", ["adamw"])
+    assert found and all(found)
+    assert rehearsed["rows"] == 8 and min(rehearsed["seconds"]) > 0
+    whole = dataclasses.replace(settings, tune="full")
+    rehearsal = Rehearsal()
+    rehearsal.open(whole.to_dict(), ["adamw"])
+    with pytest.raises(InputError, match="no frozen layers lie below"):
+        rehearsal.run("adamw", ["adamw"])
 
 
 def test_a_run_keeps_its_limit_and_the_prediction(derived_bundle: Path, tmp_path: Path) -> None:

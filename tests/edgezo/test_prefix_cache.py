@@ -159,18 +159,20 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(bundle: Path, tmp_path: Path, m
 
 def test_precisions(bundle: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", labelled(14))
-    losses = {}
-    for precision in (None, "float32", "float16"):
-        out = tmp_path / str(precision)
-        run(bundle, data, out, stop=4, method="mezo", prefix_cache=precision)
+    losses = []
+    for precision, rows in ((None, None), ("float32", None), ("float16", None), ("float32", 3)):
+        out = tmp_path / f"{precision}-{rows}"
+        run(bundle, data, out, stop=4, method="mezo", prefix_cache=precision, micro_batch=rows)
         lines = [yaml.safe_load(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        losses[precision] = np.array([line["loss"] for line in lines])
-    np.testing.assert_allclose(losses["float32"], losses[None], rtol=1e-4)
-    np.testing.assert_allclose(losses["float16"], losses[None], rtol=1e-2)
-    assert (losses["float16"] != losses["float32"]).any()
-    settings = tmp_path / "float16" / "settings.yaml"
+        losses.append(np.array([line["loss"] for line in lines]))
+    whole, kept, halves, parts = losses
+    np.testing.assert_allclose(kept, whole, rtol=1e-4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+    np.testing.assert_allclose(halves, whole, rtol=1e-2)
+    assert (halves != kept).any()
+    settings = tmp_path / "float16-None" / "settings.yaml"
     settings.write_text(settings.read_text().replace("float16", "float32"))
-    refused(called("resume", tmp_path / "float16"), 2, "prefix_cache", "began with 'float16'")
+    refused(called("resume", settings.parent), 2, "prefix_cache", "began with 'float16'")
 
 
 def test_what_cannot_be_kept_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -47,14 +47,15 @@ def test_words_and_patterns(tune: str, expected: list[int]) -> None:
     assert select(UNTIED, tune) == [UNTIED[i] for i in expected]
 
 
-def test_upper_is_two_thirds_of_each_stack() -> None:
+@pytest.mark.parametrize(("word", "first"), [("upper", 2), ("upper-quarter", 5)])
+def test_upper_is_a_share_of_each_stack(word: str, first: int) -> None:
     names = [f"{side}.block.{n}.layer.0.w" for side in ("encoder", "decoder") for n in range(7)]
     weights = [parameter(name, "linear") for name in ("shared.weight", *names, "norm.weight")]
     expected = {
-        f"{side}.block.{n}.layer.0.w" for side in ("encoder", "decoder") for n in range(2, 7)
+        f"{side}.block.{n}.layer.0.w" for side in ("encoder", "decoder") for n in range(first, 7)
     }
-    assert {p.name for p in select(weights, "upper")} == expected
-    assert select(TIED, "upper") == list(TIED[1:])  # of one block, that
+    assert {p.name for p in select(weights, word)} == expected
+    assert select(TIED, word) == list(TIED[1:])  # of one block, that
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_upper_is_two_thirds_of_each_stack() -> None:
         (TIED[1:2], "head", "no output projection"),
         (TIED[:2], "norm", "no parameter of kind norm"),
         (TIED[:2], "bitfit", "has none: try --tune norm"),
-        (TIED[:1], "upper", "finds no blocks"),
+        (TIED[:1], "upper-quarter", "--tune upper-quarter finds no blocks"),
         (TIED, "nonesuch", "'nonesuch' matches no parameter"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgezo_runtime.batch import BaseBatch
-from edgezo_runtime.bundle import GRADIENTS, TANGENTS, Bundle
+from edgezo_runtime.bundle import GRADIENTS, QUANTIZED, TANGENTS, Bundle
 from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Graph
@@ -14,7 +14,7 @@ _KINDS = {GRADIENTS: "gradient", TANGENTS: "tangent"}
 def check_graph(bundle: Bundle, device: Device, name: str) -> None:
     """Raises InputError if a bundle lacks the graph `name` or `device` cannot run it.
 
-    The message says how to make one.
+    The message says how to make one, or why there can be none.
     """
     kind = _KINDS[name]
     if device.streams:
@@ -23,6 +23,12 @@ def check_graph(bundle: Bundle, device: Device, name: str) -> None:
             "the card: use device cuda or cpu"
         )
     if name not in bundle.manifest.files:
+        for parameter in bundle.manifest.parameters:
+            if parameter.kind == QUANTIZED:
+                raise InputError(
+                    f"{parameter.name} is quantised, so its model has no {kind}s: tune it with "
+                    "qzo, mezo or es, or tune the bundle that was quantised"
+                )
         raise InputError(
             f"{bundle.folder} has no {kind} graph, which this method needs: make a bundle that "
             f"has one with `edgezo export {bundle.folder} --{kind}s --out NEW`"

@@ -30,11 +30,17 @@ class Rule(abc.ABC):
     Attributes:
         name: of the method that is made of it.
         paper: where it comes from.
+        lr: the learning rate where none is given.
+        lora_lr: that of LoRA, whose weights begin small; None: the same.
+        turn_lr: that of groups that are tuned in turns; None: the same.
         xp: the array module of the device on which it works.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    lr: ClassVar[float] = 1e-5
+    lora_lr: ClassVar[float | None] = None
+    turn_lr: ClassVar[float | None] = None
 
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or OneThread()
@@ -97,6 +103,7 @@ class Sgd(ChunkRule):
 
     name = "ip-sgd"
     paper = "https://arxiv.org/abs/2410.06441"
+    lr = 3e-3
 
     def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         g *= np.float32(lr)
@@ -108,6 +115,7 @@ class Momentum(ChunkRule):
 
     name = "sgd"
     paper = "https://pytorch.org/docs/stable/generated/torch.optim.SGD.html"
+    lr = Sgd.lr / 10  # the velocity is ten times the gradient where that stays
     slots = ("velocity",)
 
     def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
@@ -125,6 +133,7 @@ class AdamW(ChunkRule):
 
     name = "adamw"
     paper = "https://arxiv.org/abs/1711.05101"
+    lr, lora_lr, turn_lr = 2e-5, 1e-3, 1e-4
     slots = ("mean", "square")
     counts = True
 
@@ -208,6 +217,7 @@ class AdaLomo(Rule):
 
     name = "adalomo"
     paper = "https://arxiv.org/abs/2310.10195"
+    lr = 5e-4  # the paper's
     _BETA = 0.85
 
     def lengths(self, parameter: Parameter) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena
-from edgezo_runtime.bundle import GRADIENTS
+from edgezo_runtime.bundle import GRADIENTS, LORA
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.draws import Draws
@@ -58,16 +58,15 @@ class FirstOrder:
     Attributes:
         name: as `--method` takes it.
         paper: where it comes from.
-        lr: the learning rate where none is given.
         graph: the file of the bundle that it needs besides the inference graph.
         family: of methods that are compared with each other.
         chosen: the value of each setting.
+        lora: whether nothing but LoRA is tuned.
         changed: whether the last step changed weights.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    lr: ClassVar[float] = 1e-5
     graph: ClassVar[str] = GRADIENTS
     family: ClassVar[str] = "first-order"
     weight_decay = Number(0.0, least=0)
@@ -87,6 +86,7 @@ class FirstOrder:
                     f"{parameter.name} is {parameter.dtype}, and only float32 weights have "
                     "gradients: export the model as float32 to tune it"
                 )
+        self.lora = all(p.kind == LORA for p in arena.parameters)
         self.changed = False
         self._rule = self.rule(arena)
         self._parameters = {p.name: p for p in arena.parameters}
@@ -94,6 +94,11 @@ class FirstOrder:
         slots = dict.fromkeys(slot for lengths in held for slot in lengths)
         sizes = {slot: [lengths.get(slot, 0) for lengths in held] for slot in slots}
         self._state = State(arena.parameters, sizes, self.on_disk, arena.device)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate where none is given."""
+        return (self.rule.lora_lr if self.lora else None) or self.rule.lr
 
     @property
     def forwards(self) -> int:
