@@ -20,8 +20,8 @@ from edgezo_runtime.devices.cpu import CpuDevice, alias
 from edgezo_runtime.noise import POOL_SIZE
 
 _SAME = (
-    *("abs", "arange", "bincount", "bool_", "concatenate", "divide", "empty", "int64", "maximum"),
-    *("multiply", "packbits", "sign", "sqrt", "uint32", "unpackbits", "zeros"),
+    *("abs", "arange", "bool_", "concatenate", "divide", "empty", "int64", "maximum"),
+    *("multiply", "sign", "sqrt", "uint32", "unpackbits", "zeros"),
 )
 
 

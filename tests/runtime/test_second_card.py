@@ -16,12 +16,12 @@ from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
-from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
+from edgezo_runtime.tuning import MemoryJournal, Recorder, Tuning, describe
 
 pytestmark = pytest.mark.cuda
 
 
-def steps(bundle: Path, device: str, name: str) -> tuple[MemoryJournal, bytes] | str:
+def steps(bundle: Path, device: str, name: str) -> tuple[Recorder, bytes] | str:
     """Returns the journal of a few steps, and the weights after them; or why there are none."""
     try:
         open_device(device)
