@@ -17,12 +17,16 @@ _ARRAYS = "arrays"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method, its settings and a number of steps; None: the method's default."""
+    """A method, its settings and a number of steps; None: the method's default.
+
+    A method's rate is meant for a language model. Networks of arrays differ in their losses and
+    sizes, so that theirs is found on the first batches; eps bounds it, and is larger for them.
+    """
 
     method: str = "mezo"
     samples: int | None = None
     eps: float | None = None
-    lr: float | None = None
+    lr: float | str | None = None
     steps: int = 1000
     start: str = BASE
 
@@ -40,7 +44,7 @@ _RECIPES: Mapping[str, Recipe] = {
     "head": Recipe(start=AUTO),
     "norm": Recipe(start=AUTO),
     "bitfit": Recipe(start=AUTO),
-    _ARRAYS: Recipe(),
+    _ARRAYS: Recipe(eps=1e-2, lr=AUTO),
     dtypes.FLOAT16.name: Recipe(
         eps=1e-3, lr=1e-5, start=AUTO
     ),  # few methods keep its small updates

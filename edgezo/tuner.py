@@ -98,7 +98,8 @@ class Tuner:
     Args:
         model: from `edgezo.load`; its weights change.
         method: a name from `edgezo methods`; None: the recipe's for what the model tunes, with its
-            `lr`, `eps` and `samples` (see `edgezo.recipe`).
+            `lr`, `eps` and `samples` (see `edgezo.recipe`); where its rate is to be found, give
+            `probe`, or the method's default is taken.
         options: the method's other settings by name.
         lr: learning rate of the first step; None: the recipe's or the method's default.
         probe: batches to find the learning rate on, if there is no `lr`; nothing is learnt from
@@ -160,7 +161,8 @@ class Tuner:
             method = recipe.method
             eps = recipe.eps if eps is None else eps
             samples = recipe.samples if samples is None else samples
-            lr = recipe.lr if lr is None and probe is None else lr
+            if lr is None and probe is None and not isinstance(recipe.lr, str):
+                lr = recipe.lr  # one that is to be found needs `probe`
         given = {"weight_decay": weight_decay, "eps": eps, "samples": samples}
         given = {name: value for name, value in given.items() if value is not None}
         made = make(method, model.arena, seed, {**given, **(options or {})})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from foreign_files import classifier, save, with_weights
 
 import edgezo
 from edgezo.data.arrays import arrays_from, read_arrays
+from edgezo.run_folder import RunFolder
 from edgezo.settings import Settings
 from edgezo.tasks import Arrays, Prompt, read_data, task_of
 from edgezo.train import train
 from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.methods import METHODS
 
 NAMES = ("cat", "dog", "owl")
 
@@ -90,6 +93,19 @@ def test_training_raises_accuracy_and_a_resumed_run_goes_on(bundle: Path, tmp_pa
     tuned = edgezo.load(bundle, threads=1, weights=tmp_path / "run" / "model.safetensors")
     again = edgezo.evaluate(tuned, task, task.encode_rows(rows))
     assert again.to_json() == result.metrics.to_json()
+
+
+def test_the_recipe_learns(bundle: Path, tmp_path: Path) -> None:
+    """The rate of a language model would leave so small a network where it is."""
+    np.savez(tmp_path / "train.npz", **columns(90))  # type: ignore[arg-type]
+    data = str(tmp_path / "train.npz")
+    asked = Settings(str(bundle), data, str(tmp_path / "run"), eval_data=data, steps=300, threads=1)
+    found = train(asked).metrics
+    slow = dataclasses.replace(asked, out=str(tmp_path / "slow"), lr=METHODS["mezo"].lr)
+    still = train(slow).metrics
+    assert found is not None and still is not None
+    assert found.loss < 0.5 * still.loss
+    assert RunFolder(tmp_path / "run").read_settings()["lr"] > 1e-4
 
 
 def test_batches_and_tuner(bundle: Path) -> None:
