@@ -139,7 +139,7 @@ def _digests(checkpoint: Callable[[str, Dtype], np.ndarray]) -> Callable[[str, D
 
 
 def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
 
 def _transpose(graph: ir.Graph, node: ir.Node, index: int, key: str, folded: FoundTensor) -> None:

@@ -42,7 +42,10 @@ def layers(count: int) -> tuple[bytes, dict[str, np.ndarray], dict[str, np.ndarr
         "layers",
         [rows[0], *square],
         [rows[1]],
-        [numpy_helper.from_array(np.float32(v), f"scale.{part}") for part, v in scales.items()],
+        [
+            numpy_helper.from_array(np.array(v, np.float32), f"scale.{part}")
+            for part, v in scales.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
