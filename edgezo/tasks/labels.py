@@ -82,6 +82,12 @@ def labels_for(rows: Rows, given: GivenWords | None, default: Labels | None = No
     seen = [label_value(row, rows.place(index)) for index, row in enumerate(rows)]
     if isinstance(given, str):
         given = parse_label_words(given)
+    if given is not None and len(given) < 2 <= len(set(seen)):
+        words = given.values() if isinstance(given, Mapping) else given
+        raise InputError(
+            f"label words {listed(words)} are for one label, and the rows have "
+            f"{listed(_sorted(set(seen)))}; give each label a word"
+        )
     if isinstance(given, Mapping):
         pairs = {str(label): str(word) for label, word in given.items()}
         return Labels(tuple(pairs), tuple(pairs.values()))
