@@ -116,6 +116,15 @@ def refused(done: Finished, status: int, *parts: str) -> str:
     return sentence
 
 
+def refuse_train(bundle: Path, rows: Path, *flags: object, status: int = 2, parts: Any = ()) -> str:
+    """Checks that `edgezo train` refuses, and that no run was begun."""
+    out = rows.parent / "run-of-bad-input"
+    words = ("--data", rows, "--steps", 2, "--threads", 1, "--out", out)
+    sentence = refused(called("train", bundle, *words, *flags), status, *parts)
+    assert not out.exists()
+    return sentence
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes `rows` as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
