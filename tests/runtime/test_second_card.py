@@ -13,7 +13,7 @@ from classifier_bundle import rows_for_classifier, write_classifier
 from runtime_helpers import contents
 
 from edgezo_runtime.devices import open_device
-from edgezo_runtime.errors import InputError
+from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.tuning import MemoryJournal, Recorder, Tuning, describe
@@ -25,7 +25,7 @@ def steps(bundle: Path, device: str, name: str) -> tuple[Recorder, bytes] | str:
     """Returns the journal of a few steps, and the weights after them; or why there are none."""
     try:
         open_device(device)
-    except InputError as error:
+    except EdgezoError as error:
         return str(error)
     model = load(bundle, device=device)
     method = make(name, model.arena, 7, {})
