@@ -17,7 +17,6 @@ from edgezo.training_data import TrainingData
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
-from edgezo_runtime.parts import PartedBatch
 
 NAME = "prefix.cache"
 
@@ -50,8 +49,7 @@ def cached_prefix(
 
     def batches() -> Iterator[BaseBatch]:
         for at in range(0, len(order), size):
-            batch = data.batch(order[at : at + size])
-            yield from batch.parts if isinstance(batch, PartedBatch) else (batch,)
+            yield from data.batch(order[at : at + size]).passes()
 
     path = run.path / NAME
     tell = functools.partial(callback.on_prefix_cache, path)

@@ -24,7 +24,7 @@ pools: list[np.ndarray] = []
 
 
 def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: str = "") -> Launch:
-    """Stands for `cuda_noise.kernel`."""
+    """Stands for the kernels of devices/cuda_kernels.py."""
     assert (file, formula) == (f"{name}.cu", "")
     settings = dict(given)
     dtype = next(d for d in dtypes.TRAINABLE if d.onnx == settings["DTYPE"])

@@ -26,7 +26,6 @@ from edgezo_runtime.devices import Device, open_device
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.ort import onnxruntime
-from edgezo_runtime.parts import PartedBatch
 
 _STEPS = 2
 _LEFT = 1 << 25  # bytes of a card that the driver may keep when a process ends
@@ -161,7 +160,7 @@ def card_bytes(device: Device) -> int | None:
 
 def _part(batch: BaseBatch) -> BaseBatch:
     """Returns the largest part of a batch that goes through the model in parts, or the batch."""
-    return max(batch.parts, key=_size) if isinstance(batch, PartedBatch) else batch
+    return max(batch.passes(), key=_size)
 
 
 def _size(batch: BaseBatch) -> int:

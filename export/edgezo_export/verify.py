@@ -78,7 +78,7 @@ class GraphRunner:
         # Threads that wait in a loop double the work where other programs use the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
-            graph or bundle.graph, options, providers=["CPUExecutionProvider"]
+            self.graph, options, providers=["CPUExecutionProvider"]
         )
         self.outputs = [port.name for port in bundle.manifest.outputs]
         self._binding = self._session.io_binding()

@@ -254,6 +254,10 @@ class BaseBatch(abc.ABC):
     def feeds(self) -> dict[str, np.ndarray]:
         """Returns the graph's data inputs by name."""
 
+    def passes(self) -> Sequence[BaseBatch]:
+        """Returns the batches that go through the model, one after the other: itself."""
+        return (self,)
+
     def loss(self, model: Forward) -> float:
         """Returns what a tuning step lowers, at the model's present weights."""
         return self.objective.loss(model.forward(self))

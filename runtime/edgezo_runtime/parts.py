@@ -40,6 +40,10 @@ class PartedBatch(BaseBatch):
         """Raises EdgezoError: there is nothing that one forward pass could take."""
         raise EdgezoError("a batch in parts has no inputs of its own: run its parts")
 
+    def passes(self) -> Sequence[BaseBatch]:
+        """Returns its parts."""
+        return self.parts
+
     def loss(self, model: Forward) -> float:
         """Returns the mean loss over all rows, at the model's present weights."""
         return sum(share * part.loss(model) for share, part in self._each())

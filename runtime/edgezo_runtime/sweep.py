@@ -77,16 +77,18 @@ class Placed:
 
 
 class Sweeper(abc.ABC):
-    """Changes the weights of one arena where they lie."""
+    """Changes the weights of one arena where they lie.
 
-    most_terms = 4  # that one pass over the memory takes
+    Attributes:
+        most_terms: that one pass over the memory takes.
+        descends: whether it takes a `Descent`.
+    """
+
+    most_terms = 4
+    descends = False
 
     def foresee(self, groups: Sequence[Sequence[Term]]) -> None:  # noqa: B027 - most go on at once
         """Is told what will be added before each of the next losses; see `Arena.foresee`."""
-
-    def descends(self, directions: Sequence[AnyDirection]) -> bool:
-        """Whether it takes a `Descent` along each of `directions`."""
-        return False
 
     def finish(self) -> None:  # noqa: B027 - most sweep at once
         """Brings the memory up to date, where sweeps are put off."""

@@ -1,4 +1,4 @@
-"""A small bundle, and a process that may not write much."""
+"""A small bundle, a process that may not write much, and a card."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runtime_helpers import write_bundle
+
+from edgezo_runtime.devices import Device, open_device
+from edgezo_runtime.errors import EdgezoError
+
+
+@pytest.fixture(scope="session")
+def card() -> Device:
+    """The first NVIDIA card; tests that need one are skipped where there is none."""
+    try:
+        return open_device("cuda")
+    except EdgezoError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.devices.cuda import CudaDevice
-from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
@@ -49,14 +48,6 @@ extern "C" __global__ void spin(long long cycles) {
 }
 """
 SIZES = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
-
-
-@pytest.fixture(scope="session")
-def card() -> Device:
-    try:
-        return open_device("cuda")
-    except EdgezoError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

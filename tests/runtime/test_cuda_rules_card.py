@@ -14,7 +14,6 @@ from runtime_helpers import contents
 
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import Device, cuda_rule, open_device
-from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE
@@ -23,14 +22,6 @@ from edgezo_runtime.weights import Weights
 
 pytestmark = pytest.mark.cuda
 LARGE = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
-
-
-@pytest.fixture(scope="module")
-def card() -> Device:
-    try:
-        return open_device("cuda")
-    except EdgezoError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgezo_runtime.devices.cuda_kernels import cupy
 from edgezo_runtime.dtypes import Dtype
 from edgezo_runtime.noise import BLOCK_SIZE
 from edgezo_runtime.sweep import Placed
@@ -37,8 +37,7 @@ class Chunks:
         """Returns those of `weights`, each with the place of its first element in the buffer."""
         rows = (row for one, first in weights for row in _chunks(one, first, dtype))
         table = np.array(list(rows), CHUNK)
-        cupy = importlib.import_module("cupy")  # not a dependency of the CPU's installation
-        return cls(dtype, cupy.asarray(table.view(np.uint8)), len(table))
+        return cls(dtype, cupy().asarray(table.view(np.uint8)), len(table))
 
 
 def _chunks(one: Placed, first: int, dtype: Dtype) -> Iterator[tuple[int, int, int, bool]]:

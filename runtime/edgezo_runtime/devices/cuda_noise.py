@@ -1,22 +1,20 @@
-"""What the kernels need of directions, on a card; and how kernels are compiled."""
+"""What the kernels need of directions, on a card."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from edgezo_runtime import noise
+from edgezo_runtime.devices.cuda_kernels import cupy
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.lowrank import Factors, LowRank
 from edgezo_runtime.masks import RandomMask, StoredMask, pool_of_bits
 from edgezo_runtime.noise import BLOCK_SIZE, AnyDirection, Direction, Purpose
 from edgezo_runtime.philox import split64
 
-THREADS = 256  # of a CUDA block, as noise.cuh says
 _MARGIN = 64  # bytes that a kernel may read past a window's end
 _KEPT = 2  # directions whose tables are kept: the last step's and this one's
 _NAME = np.dtype([("key", "<u4", (2,)), ("step", "<u4", (2,)), ("sample", "<u4")])
@@ -98,7 +96,7 @@ def _pack_name(row: np.ndarray, seed: int, purpose: Purpose, step: int, sample: 
 
 
 def _ranges(ranges: tuple[tuple[int, int], ...]) -> Any:
-    return _cupy().asarray(np.array(ranges or ((0, 0),), np.uint64).reshape(-1))
+    return cupy().asarray(np.array(ranges or ((0, 0),), np.uint64).reshape(-1))
 
 
 def _bits(density: float) -> Any:
@@ -107,14 +105,14 @@ def _bits(density: float) -> Any:
 
 def _matrices(direction: LowRank) -> tuple[Any, Factors]:
     """Returns the table of a direction's matrices, and what it points to."""
-    factors = direction.factors(_cupy())
+    factors = direction.factors(cupy())
     left, right = factors.left.data.ptr, factors.right.data.ptr
     rows = [
         (m.offset, m.size, left + 4 * place.left, right + 4 * place.right, place.rank, m.columns)
         for m, place in zip(direction.matrices, factors.places, strict=True)
     ]
     table = np.array(rows, MATRIX) if rows else np.zeros(1, MATRIX)
-    return _cupy().asarray(table.view(np.uint8)), factors
+    return cupy().asarray(table.view(np.uint8)), factors
 
 
 @functools.cache
@@ -127,26 +125,4 @@ def _pool(distribution: str) -> tuple[Any, np.float32]:
 
 def _circular(values: np.ndarray) -> Any:
     """Returns a pool of bytes on the card, followed by its beginning."""
-    return _cupy().asarray(np.concatenate([values, values[: BLOCK_SIZE + _MARGIN]]))
-
-
-@functools.cache
-def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: str = "") -> Any:
-    """Returns the kernel `name` of `file`, compiled.
-
-    Args:
-        file: of this folder, after arithmetic.cuh and noise.cuh.
-        name: the kernel's.
-        given: names that it takes as they are, and their values.
-        formula: code that goes in front of the file.
-    """
-    folder = resources.files("edgezo_runtime.devices")
-    parts = [folder.joinpath(part).read_text("utf-8") for part in ("arithmetic.cuh", "noise.cuh")]
-    definitions = "".join(f"#define {key} {value}\n" for key, value in given)
-    code = "\n".join([definitions, *parts, formula, folder.joinpath(file).read_text("utf-8")])
-    module = _cupy().RawModule(code=code, options=("--std=c++17", "--fmad=false"))
-    return module.get_function(name)
-
-
-def _cupy() -> Any:
-    return importlib.import_module("cupy")  # not a dependency of the CPU's installation
+    return cupy().asarray(np.concatenate([values, values[: BLOCK_SIZE + _MARGIN]]))

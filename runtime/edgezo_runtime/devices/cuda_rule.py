@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.devices.cuda_chunks import Chunks
-from edgezo_runtime.devices.cuda_noise import DIRECTION, THREADS, Draws, plain
-from edgezo_runtime.devices.cuda_noise import kernel as compiled
+from edgezo_runtime.devices.cuda_kernels import THREADS
+from edgezo_runtime.devices.cuda_kernels import kernel as compiled
+from edgezo_runtime.devices.cuda_noise import DIRECTION, Draws, plain
 from edgezo_runtime.devices.trace import Formula, trace
 from edgezo_runtime.dtypes import Dtype
 from edgezo_runtime.noise import AnyDirection

@@ -7,7 +7,6 @@ either end and the slope itself. Sweeps read it there; a copy goes to the host m
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgezo_runtime.batch import Reduction
+from edgezo_runtime.devices.cuda_kernels import cupy
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.late import Found, LateLoss, LateSlope
 
@@ -127,5 +127,4 @@ def _kernel(name: str) -> Any:
 def _module() -> Any:
     """Returns the compiled kernels."""
     source = resources.files("edgezo_runtime.devices").joinpath("slope.cu").read_text("utf-8")
-    cupy = importlib.import_module("cupy")  # not a dependency of the CPU's installation
-    return cupy.RawModule(code=source, options=("--std=c++17", "--fmad=false"))
+    return cupy().RawModule(code=source, options=("--std=c++17", "--fmad=false"))

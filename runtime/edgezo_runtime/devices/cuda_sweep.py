@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from edgezo_runtime import dtypes
 from edgezo_runtime.devices import cuda_rule
 from edgezo_runtime.devices.cuda_chunks import Chunks
-from edgezo_runtime.devices.cuda_noise import DIRECTION, THREADS, Draws, kernel, plain
+from edgezo_runtime.devices.cuda_kernels import THREADS, cupy, kernel
+from edgezo_runtime.devices.cuda_noise import DIRECTION, Draws, plain
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.sweep import Descent, Placed, Rule, State, Sweeper, Term, update_with
 
@@ -40,6 +40,8 @@ class CudaSweeper(Sweeper):
         stream: that the kernels are queued on.
     """
 
+    descends = True
+
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any], stream: Any
     ) -> None:
@@ -48,15 +50,12 @@ class CudaSweeper(Sweeper):
         self._swept: list[tuple[Any, Chunks]] = []
         self._draws = Draws()
         with stream:
-            self._offsets = _cupy().asarray(np.array([one.offset for one in placed], np.uint64))
+            self._offsets = cupy().asarray(np.array([one.offset for one in placed], np.uint64))
             for dtype, buffer in buffers.items():
                 own = [one for one in placed if one.parameter.dtype == dtype.name]
                 start, size = buffer.data.ptr, dtype.storage.itemsize
                 firsts = [(one.weights.data.ptr - start) // size for one in own]
                 self._swept.append((buffer, Chunks.of(dtype, zip(own, firsts, strict=True))))
-
-    def descends(self, directions: Sequence[AnyDirection]) -> bool:
-        return True
 
     def sweep(self, terms: Sequence[Term]) -> None:
         launch(self._stream, terms, self._swept, self._draws)
@@ -66,19 +65,19 @@ class CudaSweeper(Sweeper):
     ) -> None:
         with self._stream:
             if len(directions) > cuda_rule.MOST_DIRECTIONS:
-                update_with(_cupy(), self._placed, rule, directions, decay, state, UPDATED)
+                update_with(cupy(), self._placed, rule, directions, decay, state, UPDATED)
                 return
             cuda_rule.launch(rule, directions, decay, state, self._swept, self._draws)
 
     def count(self, place: int, upper: int | None = None) -> np.ndarray:
-        one, cupy = self._placed[place], _cupy()
+        one, xp = self._placed[place], cupy()
         numbers = np.uint64(one.parameter.size), np.uint32(upper is None), np.uint32(upper or 0)
         given = (("DTYPE", dtypes.named(one.parameter.dtype).onnx), ("PLAIN", 1))
         with self._stream:
-            counts = cupy.zeros(1 << 16, np.uint32)
+            counts = xp.zeros(1 << 16, np.uint32)
             count = kernel("count.cu", "count", given)
             count((_COUNTING,), (THREADS,), (one.weights, *numbers, counts))
-            return cupy.asnumpy(counts, stream=self._stream).astype(np.int64)
+            return xp.asnumpy(counts, stream=self._stream).astype(np.int64)
 
     def mask(self, limits: Any, out: Any, above: bool) -> None:
         tensors, above_them = np.uint32(len(self._placed)), np.uint32(above)
@@ -102,9 +101,8 @@ def launch(
             given = (("DTYPE", chunks.dtype.onnx), ("TERMS", len(terms)), ("PLAIN", int(unmasked)))
             sweep = kernel("sweep.cu", "sweep", given)
             sweep((chunks.count,), (THREADS,), (buffer, chunks.table, packed))
-        del (
-            kept
-        )  # what is freed now, nothing queued later can overwrite before the kernels are done
+        # What is freed now, nothing queued later can overwrite before the kernels are done.
+        del kept
 
 
 def _pack(row: np.ndarray, term: Term, draws: Draws) -> list[Any]:
@@ -115,7 +113,3 @@ def _pack(row: np.ndarray, term: Term, draws: Draws) -> list[Any]:
         row["slope"], row["skipped"] = term.slope.address, term.slope.skipped
         row["back"], row["rate"] = term.back, term.rate
     return kept
-
-
-def _cupy() -> Any:
-    return importlib.import_module("cupy")  # not a dependency of the CPU's installation

@@ -306,8 +306,7 @@ class Method(abc.ABC):
 
         Nothing is waited for where the device computes them and the update takes them as they are.
         """
-        directions = [term.direction for terms in moves for term in terms]
-        stay = self.late and self.arena.sweeper.descends(directions)
+        stay = self.late and self.arena.sweeper.descends
         return walk.slopes(self._started(walk, moves, stay), pairs, span, clip)
 
     def _started(
