@@ -13,6 +13,7 @@ from edgezo.callbacks import Callback
 from edgezo.data.batches import BatchPlan
 from edgezo.data.mixed import MIXED, MixedPlan
 from edgezo.head_start import HeadStart, NoStart, check_start, fit_head
+from edgezo.objectives import MEANS
 from edgezo.prefix import cached_prefix, check_prefix
 from edgezo.recipe import complete
 from edgezo.run_folder import SETTINGS, RunFolder
@@ -129,6 +130,11 @@ def check_method(settings: RunSettings) -> None:
             )
     rate = None if isinstance(settings.lr, str) else settings.lr
     check_run(rate, settings.schedule, settings.steps, settings.seed)
+    if known.graph and settings.objective not in MEANS:
+        raise InputError(
+            f"--objective {settings.objective} has no gradient, which {settings.method} needs: "
+            f"use {' or '.join(MEANS)}, or a method that needs none, such as mezo"
+        )
     if not issubclass(known, FirstOrder):
         return
     if settings.keep == "best":

@@ -268,8 +268,11 @@ class Model:
         self.weights.settle()
         with self.device.queue:
             if isinstance(batch, PartedBatch):
-                return batch.derivative(lambda part: self._tangents.run(part, direction))
-            return self._tangents.run(batch, direction)
+                return batch.derivative(lambda part: self._along(part, direction))
+            return self._along(batch, direction)
+
+    def _along(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
+        return self._tangents.run(batch, direction, self._resident.found(batch.feeds()))
 
     @functools.cached_property
     def _tangents(self) -> TangentSession:

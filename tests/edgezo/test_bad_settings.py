@@ -44,6 +44,10 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "an adapter among other things": (("--tune", "norm,lora"), ("--tune lora adds weights",)),
     "a method of gradients": (("--method", "adamw"), ("has no gradient graph",)),
+    "no gradient of a score": (
+        ("--method", "adamw", "--objective", "accuracy"),
+        ("--objective accuracy has no gradient, which adamw needs", "cross-entropy", "mezo"),
+    ),
     "one label word": (("--label-words", "negative"), ("one label",)),
     "an option there is none of": (("--odd", 1), ("--odd",)),
 }

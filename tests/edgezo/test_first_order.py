@@ -88,14 +88,16 @@ def test_lora_has_a_rate_of_its_own(method: str, full: float, lora: float) -> No
 
 
 @pytest.mark.parametrize(("name", "kind"), [("grad.onnx", "gradient"), ("tangent.onnx", "tangent")])
-def test_quantised_weights_have_no_graph(tmp_path: Path, name: str, kind: str) -> None:
+def test_quantised_and_halved_weights_have_no_graph(tmp_path: Path, name: str, kind: str) -> None:
     weights = (
         Parameter("norm.weight", (4,), "float32", "norm"),
         Parameter("layers.0.weight_packed", (4, 4), "uint8", "quantized"),
     )
+    half = Parameter("layers.0.weight", (4, 4), "float16", "linear")
     for parameters, why in (
         (weights, f"has no {kind}s: tune it with qzo"),
-        (weights[:1], "export"),
+        ((half,), f"is float16, and {kind}s are those of float32 models"),
+        (weights[:1], f"edgezo export .* --{kind}s --out NEW"),
     ):
         with pytest.raises(InputError, match=why):
             check_graph(Bundle(tmp_path, Manifest(parameters, (), (), 64)), CpuDevice(1), name)

@@ -23,6 +23,7 @@ from edgezo_runtime.batch import ArrayBatch, BaseBatch, RowLoss
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.model import load
+from edgezo_runtime.noise import Direction
 
 UPPER = "model.layers.1.*"
 
@@ -84,6 +85,17 @@ def test_gradients_start_from_the_cache(bundle: Path, tmp_path: Path, keep: bool
     assert len(plans) == 1
     below = {n for n, _ in [*plans[0].forward[0].inputs] if n.startswith("model.layers.0")}
     assert not below
+
+
+def test_slopes_start_from_the_cache(derived_bundle: Path, tmp_path: Path) -> None:
+    model = load(derived_bundle, tune=UPPER, threads=1)
+    batch, direction = text_batch(TOKENS[:3]), Direction(0, 1)
+    expected = model.derivative(batch, direction)
+    with model.cached_prefix(tmp_path / "cache", lambda: [text_batch(TOKENS)]):
+        found = model.derivative(batch, direction)
+    assert found == pytest.approx(expected, rel=1e-4)
+    (plan,) = (plan for given, plan in model._tangents._plans.items() if given)
+    assert not {name for piece, _ in plan for name, _ in piece.inputs if "layers.0" in name}
 
 
 def test_a_row_that_is_not_there_runs_all_layers(bundle: Path, tmp_path: Path) -> None:

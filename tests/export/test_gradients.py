@@ -337,3 +337,16 @@ def test_integers_have_no_gradient() -> None:
     model = _scalar("(int64[4] w) => (float[4] y) { y = Cast<to=1>(w) }")
     with pytest.raises(InputError, match="w is INT64, and only float32 weights have gradients"):
         add_gradients(model, ["w"])
+
+
+@pytest.mark.parametrize("add", [add_gradients, add_tangents])
+@pytest.mark.parametrize("dtype", [10, 11, 16])
+def test_what_computes_in_another_dtype_is_named(
+    add: Callable[[ir.Model, list[str]], None], dtype: int
+) -> None:
+    """As an adapter in float32 over a model in float16 does: its derivative would be lost there."""
+    nodes = f"a = Cast<to={dtype}>(w) b = Mul(a, a) y = Cast<to=1>(b)"
+    model = _scalar(f"(float[4] w) => (float[4] y) {{ {nodes} }}")
+    next(iter(model.graph)).name = "odd"
+    with pytest.raises(InputError, match=r"no gradient of node 'odd', Cast, in B?(FLOAT16|DOUBLE)"):
+        add(model, ["w"])

@@ -26,7 +26,9 @@ from method_references import REFERENCES, Step
 from runtime_helpers import NoNumber, Quadratic, contents, fill, make_arena, write_bundle
 
 from edgezo_runtime import snapshot
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.arena import Arena
+from edgezo_runtime.bundle import LORA, Parameter, open_bundle
+from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import ACCEPTED, NAME, REVERSED, SKIPPED, JournalWriter, Record, read
 from edgezo_runtime.methods import FORWARD_ONLY, Method
@@ -205,6 +207,47 @@ def test_a_forward_gradient_needs_a_loss_that_has_one() -> None:
     method = make("forward-grad", make_arena(TINY), 3, {})
     with pytest.raises(EdgezoError, match="needs true slopes: give it a BatchLoss"):
         method.step(1, lambda: 1.0, RATE)
+
+
+@pytest.mark.parametrize("name", [n for n in FORWARD_ONLY if n not in {*EXACT, "helene"}])
+def test_the_defaults_fit_weights_that_go_further(name: str) -> None:
+    """In units in which its weights are ten times as large, LoRA takes the same steps."""
+    ends = []
+    for kind, unit in (("linear", 1), (LORA, 10)):
+        arena = Arena([Parameter("layers.0.w", (12, 9), "float32", kind)], CpuDevice(1))
+        fill(arena, scale=0.5)
+        weights = arena.views["layers.0.w"]
+        first = weights.copy()
+        weights *= unit
+        method = make(name, arena, 3, {})
+
+        def loss(weights: np.ndarray = weights, unit: int = unit) -> float:
+            return float(np.sum((weights.astype(np.float64) / unit - 1) ** 2))
+
+        for number in range(1, 9):
+            method.step(number, loss, np.float32(method.lr))
+        arena.settle()
+        ends.append(weights / unit - first)
+    moved = np.abs(ends[0]).max()
+    assert moved > 1e-5
+    assert np.abs(ends[1] - ends[0]).max() < 0.02 * moved
+
+
+def test_helenes_default_fits_weights_that_go_further() -> None:
+    """Its slopes are divided by their own squares: ten times as far is the same rate."""
+    arena = make_arena(TINY)
+    lora = Arena([Parameter("layers.0.w", (12, 9), "float32", LORA)], CpuDevice(1))
+    rates = [make("helene", one, 3, {}).lr for one in (arena, lora)]
+    assert rates[0] == 1e-4 and rates[1] == pytest.approx(1e-4)
+
+
+def test_the_least_stride_of_what_is_tuned_counts() -> None:
+    specs = (("norm.weight", "norm"), ("norm.bias", "bias"), ("layers.0.weight", "linear"))
+    parameters = [Parameter(name, (4,), "float32", kind) for name, kind in specs]
+    for tuned, lr, eps in ((parameters[:2], 2.5e-4, 5e-3), (parameters, 1e-5, 1e-3)):
+        method = make("mezo", Arena(tuned, CpuDevice(1)), 3, {})
+        assert (method.lr, method.settings()["eps"]) == pytest.approx((lr, eps))
+        assert make("mezo", method.arena, 3, {"eps": 2e-3}).settings()["eps"] == 2e-3
 
 
 @every_perturbing

@@ -14,6 +14,14 @@ from edgezo_export.gradients.writer import dims, no_gradient
 from edgezo_runtime.bundle import QUANTIZED, Manifest
 from edgezo_runtime.errors import InputError
 
+#: What a derivative may pass through in principle; rules exist for float32 alone.
+_REALS = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+)
+
 
 @dataclass(frozen=True)
 class Path:
@@ -128,9 +136,14 @@ def _active(
     reached = set(wanted)
     for node in nodes:
         if not reached.isdisjoint(node.inputs):
-            reached.update(v for v in node.outputs if v.dtype in (ir.DataType.FLOAT, None))
+            reached.update(v for v in node.outputs if v.dtype is None or v.dtype in _REALS)
     needed = set(outputs)
     for node in reversed(nodes):
         if not needed.isdisjoint(node.outputs):
             needed.update(value for value in node.inputs if value is not None)
-    return frozenset(reached & needed)
+    active = frozenset(reached & needed)
+    for node in nodes:
+        for value in node.outputs:
+            if value in active and value.dtype not in (ir.DataType.FLOAT, None):
+                raise no_gradient(node, f", in {value.dtype}")
+    return active

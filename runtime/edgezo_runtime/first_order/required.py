@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgezo_runtime import dtypes
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.bundle import GRADIENTS, QUANTIZED, TANGENTS, Bundle
 from edgezo_runtime.devices import Device
@@ -28,6 +29,11 @@ def check_graph(bundle: Bundle, device: Device, name: str) -> None:
                 raise InputError(
                     f"{parameter.name} is quantised, so its model has no {kind}s: tune it with "
                     "qzo, mezo or es, or tune the bundle that was quantised"
+                )
+            if parameter.dtype != dtypes.FLOAT32.name:
+                raise InputError(
+                    f"{parameter.name} is {parameter.dtype}, and {kind}s are those of float32 "
+                    "models: export it as float32, or tune it with mezo"
                 )
         raise InputError(
             f"{bundle.folder} has no {kind} graph, which this method needs: make a bundle that "

@@ -74,7 +74,11 @@ def plan(
 
 
 def tangent_plan(
-    graph: Graph, outputs: Sequence[str], weights: Set[str], wanted: Set[str]
+    graph: Graph,
+    outputs: Sequence[str],
+    weights: Set[str],
+    wanted: Set[str],
+    given: Iterable[str] = (),
 ) -> tuple[Piece, ...]:
     """Returns the pieces that compute the outputs and their tangents along the `wanted` weights.
 
@@ -86,15 +90,18 @@ def tangent_plan(
         outputs: the outputs of its forward pass.
         weights: names of all its weights.
         wanted: names of those whose tangents are not zero.
+        given: values that are known, as the data is: nothing below them is computed.
     """
-    given = {name: tangent_of(name) for name in weights if tangent_of(name) in graph.inputs}
-    graph = graph.without(tangent for name, tangent in given.items() if name not in wanted)
+    known = frozenset(given)
+    tangents = {name: tangent_of(name) for name in weights if tangent_of(name) in graph.inputs}
+    graph = graph.without(tangent for name, tangent in tangents.items() if name not in wanted)
     ends = {*outputs, *(tangent_of(name) for name in outputs)} & graph.made_by.keys()
-    nodes = graph.needed(ends)
+    nodes = graph.needed(ends, known)
     stages = _forward_stages(graph, nodes)
     kept = {*graph.cuts, *map(tangent_of, graph.cuts)}
-    kept |= _shared(nodes, [], weights | set(given.values()))
+    kept |= _shared(nodes, [], weights | known | set(tangents.values()))
     kept &= stages.keys() & graph.described
+    kept |= known
     return tuple(_forward_pieces(graph, stages, kept, ends))
 
 

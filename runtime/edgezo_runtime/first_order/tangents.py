@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,10 @@ class _Tangent:
     offset: int
 
 
+#: The pieces of a pass in their order, each with the tangents that it reads.
+Stages = Sequence[tuple[Piece, Sequence[_Tangent]]]
+
+
 class TangentSession:
     """Runs a bundle's tangent graph, one stage of it at a time.
 
@@ -70,8 +73,14 @@ class TangentSession:
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = fed_weights(bundle, weights, device)
         self._pieces = Pieces(bundle.folder, device)
+        self._plans: dict[tuple[str, ...], Stages] = {}
 
-    def run(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
+    def run(
+        self,
+        batch: BaseBatch,
+        direction: AnyDirection,
+        given: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[float, float]:
         r"""Returns the batch's mean loss, in nats, and its derivative along a direction.
 
         .. math:: g = \langle \nabla L(\theta), z \rangle
@@ -81,22 +90,25 @@ class TangentSession:
         Args:
             batch: the data, and the objective.
             direction: of the arena's index space; without ranges.
+            given: what is known of the batch already: values below all weights that have tangents.
 
         Raises:
-            InputError: the loss has no derivative.
+            InputError: the loss has no derivative, or the graph lacks a value that is given.
             EdgezoError: ONNX Runtime failed.
         """
         check_differentiable(batch)
         drawn = direction.draw(self._device.xp, self._arena.size)
-        feeds = {name: fed(array) for name, array in batch.feeds().items()}
+        given = given or {}
+        stages = self._stages(tuple(given))
+        feeds = {name: fed(array) for name, array in {**batch.feeds(), **given}.items()}
         known = {**self._weights, **feeds}
-        values = Values(self._device, known, [piece for piece, _ in self._stages])
-        for piece, tangents in self._stages:
+        values = Values(self._device, known, [piece for piece, _ in stages])
+        for piece, tangents in stages:
             for tangent in tangents:
                 _fill(tangent.elements, drawn, tangent.offset, self._device.span)
                 values.give(tangent.name, tangent.value)
             self._pieces.run(piece, values)
-        made = {name for piece, _ in self._stages for name, _ in piece.outputs}
+        made = {name for piece, _ in stages for name, _ in piece.outputs}
         outputs = {name: values.host(name) for name in self._outputs}
         loss = batch.objective.loss(outputs)
         if not np.isfinite(loss):
@@ -108,9 +120,18 @@ class TangentSession:
                 slope += float(np.vdot(cotangent, tangent))
         return loss, slope
 
-    @functools.cached_property
-    def _stages(self) -> Sequence[tuple[Piece, Sequence[_Tangent]]]:
+    def _stages(self, given: tuple[str, ...] = ()) -> Stages:
         """The pieces in their order, each with the tangents of the weights that it reads."""
+        if given not in self._plans:
+            self._plans[given] = self._planned(given)
+        return self._plans[given]
+
+    def _planned(self, given: tuple[str, ...]) -> Stages:
+        if not self._graph.made_by.keys() >= {*given}:
+            raise InputError(
+                f"the tangent graph of {self._bundle.folder} was made of another graph: make it "
+                "again with `edgezo export --tangents`"
+            )
         trained = {tangent_of(p.name): p for p in self._arena.parameters}
         missing = [p.name for name, p in trained.items() if name not in self._graph.inputs]
         if missing:
@@ -119,7 +140,7 @@ class TangentSession:
                 "tune other weights, or with a method that needs none, such as mezo"
             )
         wanted = self._arena.views.keys()
-        pieces = tangent_plan(self._graph, self._outputs, self._weights.keys(), set(wanted))
+        pieces = tangent_plan(self._graph, self._outputs, self._weights.keys(), set(wanted), given)
         read = [[trained[n] for n, _ in piece.inputs if n in trained] for piece in pieces]
         starts = [np.cumsum([0, *(_padded(p.size) for p in each)]) for each in read]
         room = self._device.zeros(max(int(each[-1]) for each in starts), np.dtype(np.float32))

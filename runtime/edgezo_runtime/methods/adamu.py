@@ -10,7 +10,7 @@ import numpy as np
 
 from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
-from edgezo_runtime.methods.estimators import step_size
+from edgezo_runtime.methods.estimators import StepSize
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.sweep import State
@@ -44,7 +44,7 @@ class ZoAdaMu(Everywhere):
     name = "zo-adamu"
     paper = "https://arxiv.org/abs/2312.15184"
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
     warmup = Whole(1000, 0, MOST_STEPS)
     anneal = Whole(10000, 1, MOST_STEPS)
     least = Number(0.5, least=0, most=1)

@@ -17,6 +17,7 @@ from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import Record
 from edgezo_runtime.methods.options import Number, choose
+from edgezo_runtime.methods.stride import SLOPE, stride_of
 from edgezo_runtime.methods.walk import Measured, Replayed, Walk
 from edgezo_runtime.noise import AnyDirection
 
@@ -112,8 +113,9 @@ class Method(abc.ABC):
     Attributes:
         name: as `--method` takes it.
         paper: where it comes from.
-        lr: the learning rate where none is given.
+        full_lr: the learning rate for all weights of a language model.
         graph: the file of the bundle that it needs besides the inference graph, if any.
+        stride: how far what is tuned goes, where all weights go 1; see `stride`.
         chosen: the value of each setting.
 
     Raises:
@@ -123,7 +125,7 @@ class Method(abc.ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    lr: ClassVar[float] = 1e-5
+    full_lr: ClassVar[float] = 1e-5
     graph: ClassVar[str] = ""
 
     weight_decay = Number(0.0, least=0)
@@ -134,11 +136,18 @@ class Method(abc.ABC):
     def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
-        self.chosen = choose(type(self), f"method {self.name}", settings)
+        self.stride = stride_of(arena.parameters)
+        self.chosen = choose(type(self), f"method {self.name}", settings, self.stride)
         self._check_dtypes()
         self.past: deque[tuple[int, Record]] = deque(maxlen=self.memory)
 
     # What it takes.
+
+    @property
+    def lr(self) -> float:
+        """The learning rate where none is given: `full_lr`, for slopes as small as the stride."""
+        smaller = Probe(SLOPE / self.stride, 1 / self.stride**2)
+        return self.full_lr * (self.rate(smaller) / self.rate(Probe(SLOPE, 1)))
 
     @property
     @abc.abstractmethod

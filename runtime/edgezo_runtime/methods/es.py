@@ -29,7 +29,7 @@ class EvolutionStrategies(Everywhere, OneSidedSamples, Sgd):
 
     name = "es"
     paper = "https://arxiv.org/abs/1703.03864"
-    lr = 4e-5
+    full_lr = 4e-5
 
     @property
     def forwards(self) -> int:

@@ -20,9 +20,14 @@ _REMEMBERED = 64  # slopes whose median clips the next one
 _ENOUGH = 8
 
 
-def step_size(default: float) -> Number:
-    """Returns the setting `eps` with its default."""
-    return Number(default, above=0, least=SMALLEST_EPS, most=LARGEST_EPS)
+class StepSize(Number):
+    """The setting `eps`; its default is for all weights, whose stride is 1."""
+
+    def __init__(self, default: float) -> None:
+        super().__init__(default, above=0, least=SMALLEST_EPS, most=LARGEST_EPS)
+
+    def usual(self, stride: float) -> float:
+        return self.default * stride
 
 
 def reach_of(method: TwoPoint | OneSided, number: int) -> float:
@@ -51,7 +56,7 @@ class TwoPoint(Method):
         median_clip: c, or 0 for none.
     """
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
     median_clip = Number(0.0, least=0)
 
     @property
@@ -106,7 +111,7 @@ class OneSided(Method):
         eps: perturbation scale, in units of the weights.
     """
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
 
     @property
     def forwards(self) -> int:
@@ -130,7 +135,7 @@ class Samples(Method):
         samples: n, how many.
     """
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
     samples = Whole(8, 2, MOST_SAMPLES)
 
     @property

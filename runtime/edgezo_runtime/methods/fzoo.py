@@ -30,7 +30,7 @@ class Fzoo(Everywhere, OneSidedSamples, Sgd):
 
     name = "fzoo"
     paper = "https://arxiv.org/abs/2506.09034"
-    lr = 1e-4
+    full_lr = 1e-4
 
     centred = True
     distribution = Choice("rademacher", DISTRIBUTIONS)

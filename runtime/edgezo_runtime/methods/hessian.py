@@ -9,7 +9,7 @@ import numpy as np
 
 from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
-from edgezo_runtime.methods.estimators import TwoPoint, step_size
+from edgezo_runtime.methods.estimators import StepSize, TwoPoint
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.rules import LARGEST_SQUARE, Stateful
 from edgezo_runtime.methods.walk import Walk
@@ -43,7 +43,7 @@ class Hizoo(Everywhere, Stateful):
     paper = "https://arxiv.org/abs/2402.15173"
     most = LARGEST_SQUARE
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
     alpha = Number(1e-8, least=0, most=1)
 
     @property
@@ -121,7 +121,7 @@ class Helene(Everywhere, TwoPoint, Stateful):
 
     name = "helene"
     paper = "https://arxiv.org/abs/2411.10696"
-    lr = 1e-4
+    full_lr = 1e-4
     most = LARGEST_SQUARE
 
     beta1 = Number(0.9, least=0, below=1)

@@ -21,7 +21,7 @@ class ZoSgdMmt(Everywhere, TwoPoint, Momentum):
 
     name = "zo-sgd-mmt"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 1e-6
+    full_lr = 1e-6
 
 
 class ZoAdam(Everywhere, TwoPoint, Adam):
@@ -40,4 +40,4 @@ class ZoAdam(Everywhere, TwoPoint, Adam):
 
     name = "zo-adam"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 5e-5
+    full_lr = 5e-5

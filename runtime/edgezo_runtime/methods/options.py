@@ -56,6 +56,10 @@ class Setting(abc.ABC, Generic[T]):
             label = self.name.replace("_", " ")
             raise InputError(f"{label} is {value!r}; use {self.wanted}") from None
 
+    def usual(self, stride: float) -> T:
+        """Returns the default for what has this stride; see `methods.stride`."""
+        return self.default
+
     @abc.abstractmethod
     def _read(self, value: Any) -> T:
         """Converts `value`, or raises ValueError or TypeError."""
@@ -125,8 +129,10 @@ def settings_of(owner: type) -> dict[str, Setting[Any]]:
     return found
 
 
-def choose(owner: type, title: str, given: dict[str, Any]) -> dict[str, Any]:
+def choose(owner: type, title: str, given: dict[str, Any], stride: float = 1.0) -> dict[str, Any]:
     """Returns the value of each setting of `owner`: the one `given`, or its default.
+
+    The defaults suit what is tuned, of which `stride` says how far it goes.
 
     Raises:
         InputError: there is no such setting, or a value is none that it takes; `title` is named.
@@ -135,4 +141,7 @@ def choose(owner: type, title: str, given: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise InputError(f"{title} has no setting {name!r}; it has " + ", ".join(known))
-    return {n: one.read(given[n]) if n in given else one.default for n, one in known.items()}
+    return {
+        name: one.read(given[name]) if name in given else one.usual(stride)
+        for name, one in known.items()
+    }

@@ -46,7 +46,7 @@ def find_rate(method: Method, losses: Sequence[Callable[[], float]]) -> Found:
     Raises:
         EdgezoError: the loss is not finite near the weights, or is the same everywhere.
     """
-    eps = float(method.settings().get("eps", _EPS))
+    eps = float(method.settings().get("eps", _EPS * method.stride))
     slopes, bends = [], []
     method.prepare(1)
     for number, loss in enumerate(losses, start=1):

@@ -2,7 +2,7 @@ r"""QZO: MeZO over quantisation scales, with its projected gradient clipped."""
 
 from __future__ import annotations
 
-from edgezo_runtime.methods.estimators import step_size
+from edgezo_runtime.methods.estimators import StepSize
 from edgezo_runtime.methods.mezo import Mezo
 from edgezo_runtime.methods.options import Number
 
@@ -30,7 +30,7 @@ class Qzo(Mezo):
     name = "qzo"
     paper = "https://arxiv.org/abs/2505.13430"
 
-    eps = step_size(1e-4)
+    eps = StepSize(1e-4)
     clip = Number(100.0, above=0)
 
     @property

@@ -60,7 +60,7 @@ class MezoMomentum(Everywhere, TwoPoint, _Recomputed):
 
     name = "mezo-momentum"
     paper = "https://arxiv.org/abs/2305.17333"
-    lr = 1e-6
+    full_lr = 1e-6
 
     beta = Number(0.9, least=0, below=1)
 
@@ -96,7 +96,7 @@ class MezoAdam(Everywhere, TwoPoint, _Recomputed):
 
     name = "mezo-adam"
     paper = "https://arxiv.org/abs/2605.00650"
-    lr = 5e-5
+    full_lr = 5e-5
     most = LARGEST_SQUARE
 
     beta1 = Number(0.9, least=0, below=1)

@@ -18,7 +18,7 @@ class ZoSgdSign(Everywhere, TwoPoint, Sign):
 
     name = "zo-sgd-sign"
     paper = "https://openreview.net/forum?id=BJe-DsC5Fm"
-    lr = 5e-5
+    full_lr = 5e-5
 
 
 class ZoLlmSign(Everywhere, TwoPoint, FixedLength):
@@ -33,4 +33,4 @@ class ZoLlmSign(Everywhere, TwoPoint, FixedLength):
 
     name = "zo-llm-sign"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 5e-5
+    full_lr = 5e-5

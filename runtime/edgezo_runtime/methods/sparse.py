@@ -29,7 +29,7 @@ class Block(Blocks, TwoPoint, Sgd):
 
     name = "block"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 3e-5
+    full_lr = 3e-5
 
 
 class Lezo(RandomLayers, TwoPoint, Sgd):
@@ -47,7 +47,7 @@ class Lezo(RandomLayers, TwoPoint, Sgd):
 
     name = "lezo"
     paper = "https://arxiv.org/abs/2410.09823"
-    lr = 2e-5
+    full_lr = 2e-5
 
 
 class SparseRandom(RandomlySparse, TwoPoint, Sgd):
@@ -63,7 +63,7 @@ class SparseRandom(RandomlySparse, TwoPoint, Sgd):
 
     name = "sparse-random"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 2e-5
+    full_lr = 2e-5
 
 
 class SparseMagnitude(LargestWeights, TwoPoint, Sgd):
@@ -81,7 +81,7 @@ class SparseMagnitude(LargestWeights, TwoPoint, Sgd):
 
     name = "sparse-magnitude"
     paper = "https://arxiv.org/abs/2402.11592"
-    lr = 2e-5
+    full_lr = 2e-5
 
 
 class SparseMezo(SmallestWeights, TwoPoint, Sgd):
@@ -100,4 +100,4 @@ class SparseMezo(SmallestWeights, TwoPoint, Sgd):
 
     name = "sparse-mezo"
     paper = "https://arxiv.org/abs/2402.15751"
-    lr = 2e-5
+    full_lr = 2e-5

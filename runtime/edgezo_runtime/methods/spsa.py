@@ -21,7 +21,7 @@ class SpsaN(Everywhere, TwoPointSamples, Sgd):
 
     name = "spsa-n"
     paper = "https://doi.org/10.1109/9.119632"
-    lr = 4e-5
+    full_lr = 4e-5
 
 
 class OneSidedSgd(Everywhere, OneSided, Sgd):

@@ -10,7 +10,7 @@ import numpy as np
 from edgezo_runtime.arena import Term
 from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
-from edgezo_runtime.methods.estimators import step_size
+from edgezo_runtime.methods.estimators import StepSize
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.sweep import State
@@ -45,9 +45,9 @@ class MezoSvrg(Everywhere):
 
     name = "mezo-svrg"
     paper = "https://arxiv.org/abs/2404.08080"
-    lr = 5e-6
+    full_lr = 5e-6
 
-    eps = step_size(1e-3)
+    eps = StepSize(1e-3)
     interval = Whole(2, 2, MOST_STEPS)
     anchor_rate = Number(1.0, above=0)
 
