@@ -118,6 +118,7 @@ def read_into(path: Path, destinations: Mapping[str, np.ndarray]) -> str:
                     raise InputError(f"{path} was cut while it was read")
                 digest.update(chunk[:count])
                 remaining -= count
+                _idle(target)
     return digest.hexdigest()
 
 
@@ -148,8 +149,15 @@ def map_tensor(path: Path, entry: TensorEntry, own: bool = False) -> np.ndarray:
 def release(mapped: np.ndarray) -> None:
     """Gives the memory of a mapped tensor back; what is read again comes from the file again."""
     file = getattr(mapped, "_mmap", None)
-    if file is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+    # Elsewhere, as on Windows, the system takes it when it needs room.
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
         file.madvise(mmap.MADV_DONTNEED)
+
+
+def _idle(array: np.ndarray | None) -> None:
+    """Lets what lies in a file to be changed leave the memory, or piece by piece all would come."""
+    if isinstance(array, np.memmap) and array.mode == "r+":
+        release(array)
 
 
 def write(
@@ -227,4 +235,5 @@ def _chunks(
         data = array.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), CHUNK_BYTES):
             yield data[start : start + CHUNK_BYTES]
+            _idle(array)
         del array, data  # so that the next tensor is made with this one gone

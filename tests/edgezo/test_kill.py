@@ -16,6 +16,7 @@ import pytest
 from edgezo_runs import (
     ENVIRONMENT,
     STEPS,
+    called,
     command_line,
     contents,
     edgezo,
@@ -146,6 +147,25 @@ def test_kill_while_a_file_is_put_in_place(
     assert not [name for name in contents(out) if name.endswith(".tmp")]
     for weights in (out / "snapshots").glob("*.safetensors"):
         assert weights.with_suffix(".json").exists()
+
+
+# A snapshot puts in place here: weights, state, checksums. No journal replays such a run, which
+# goes on from the newest one that is whole; a HiFT's state lies on disk meanwhile.
+@pytest.mark.parametrize("method", ["adamw", "hift-adamw"])
+def test_kill_with_true_gradients(
+    derived_bundle: Path, data: Path, tmp_path: Path, method: str
+) -> None:
+    generator = random.Random(method)
+    flags = (*SHORT, "--method", method)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert called(*train_words(derived_bundle, data, whole, *flags)).status == 0
+    begin = train_words(derived_bundle, data, out, *flags)
+    assert crashed(f"replace {generator.randint(7, 9)} before", begin)  # at the second of step 14
+    assert (out / "snapshots" / "step-00000007.json").exists()
+    assert crashed(f"replace {generator.randint(1, 3)} after", ("resume", out))
+    assert not (out / "model.safetensors").exists()
+    assert called("resume", out).status == 0
+    assert result_of(out) == result_of(whole)
 
 
 # Ctrl-C

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import psutil
 import pytest
 
-from edgezo_runtime import memory
+from edgezo_runtime import dtypes, memory, safetensors_file
+from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.first_order.pieces import fed
+from edgezo_runtime.first_order.state import State
 
 MIB = 1 << 20
 
@@ -75,6 +78,26 @@ def test_sessions_take_turns_in_one_memory() -> None:
         device.run(sessions[-1], {"x": numbers}, ["y"])
         held.append(memory.resident_bytes())
     assert held[2] - held[1] < 16 * MIB
+
+
+def test_a_state_on_disk_is_saved_and_read_piece_by_piece(tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("elsewhere only the peak is known")
+    parameter, file = Parameter("w", (16 << 20,), "float32", "linear"), tmp_path / "s.safetensors"
+    state = State([parameter], {"m": [parameter.size]}, disk=True)
+    with state.of("w") as lent:
+        lent["m"][...] = np.arange(parameter.size)
+    state.idle()
+    before = memory.resident_bytes()
+    written = safetensors_file.write(file, [("m", dtypes.FLOAT32, state.arrays["m"])])
+    assert memory.resident_bytes() - before < 16 * MIB
+    with state.of("w") as lent:
+        lent["m"][...] = 0
+    state.idle()
+    assert safetensors_file.read_into(file, state.arrays) == written
+    assert memory.resident_bytes() - before < 16 * MIB
+    with state.of("w") as lent:
+        assert np.array_equal(lent["m"][-3:], np.arange(parameter.size)[-3:].astype(np.float32))
 
 
 def chain(operator: str) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice, Device
+from edgezo_runtime.safetensors_file import release
 
 
 class State:
@@ -37,7 +37,7 @@ class State:
     ) -> None:
         self._device = device or CpuDevice(1)
         self.arrays: dict[str, Any] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._on_disk: set[str] = set()
         self._places: dict[tuple[str, str], slice] = {}
         for slot, sizes in lengths.items():
             start = 0
@@ -47,8 +47,8 @@ class State:
             if disk and start:
                 with tempfile.TemporaryFile(prefix="edgezo-") as file:
                     file.truncate(4 * start)
-                    self._maps[slot] = mmap.mmap(file.fileno(), 4 * start)
-                self.arrays[slot] = np.frombuffer(self._maps[slot], np.float32)
+                    self.arrays[slot] = np.memmap(file, np.float32, "r+", shape=(start,))
+                self._on_disk.add(slot)
             else:
                 self.arrays[slot] = self._device.zeros(start, np.dtype(np.float32))
 
@@ -66,7 +66,8 @@ class State:
     def of(self, name: str) -> Iterator[dict[str, Any]]:
         """Lends what each slot holds of the parameter `name`: flat, to be changed in place."""
         kept = {slot: array[self._places[slot, name]] for slot, array in self.arrays.items()}
-        lent = {s: self._device.put(a) if s in self._maps else a for s, a in kept.items()}
+        kept |= {slot: kept[slot].view(np.ndarray) for slot in self._on_disk}
+        lent = {s: self._device.put(a) if s in self._on_disk else a for s, a in kept.items()}
         yield lent
         for slot, array in lent.items():
             if array is not kept[slot]:  # a copy in the device's memory
@@ -74,9 +75,8 @@ class State:
 
     def idle(self) -> None:
         """Lets what lies on disk leave the memory."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system takes it when it needs room
-            for file in self._maps.values():
-                file.madvise(mmap.MADV_DONTNEED)
+        for slot in self._on_disk:
+            release(self.arrays[slot])
 
 
 def matrix_shape(parameter: Parameter) -> tuple[int, int] | None:
