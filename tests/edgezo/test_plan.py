@@ -390,8 +390,14 @@ def test_a_rehearsal_starts_from_frozen_layers_as_the_run_does(
 def test_the_rehearsal_of_a_state_on_disk_knows_its_passes(
     derived_bundle: Path, data: Path
 ) -> None:
-    given = {"bundle": str(derived_bundle), "data": str(data / "train.jsonl"), "out": "o"}
-    settings = RunSettings(**given, method="hift-adamw", steps=8, threads=1)
+    settings = RunSettings(
+        bundle=str(derived_bundle),
+        data=str(data / "train.jsonl"),
+        out="o",
+        method="hift-adamw",
+        steps=8,
+        threads=1,
+    )
     rehearsal = Rehearsal()
     rehearsal.open(settings.to_dict(), ["hift-adamw"])
     peak, passes = rehearsal.run("hift-adamw", ["hift-adamw"])["peak"]
