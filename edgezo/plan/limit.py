@@ -31,17 +31,17 @@ def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSe
     """
     most = SAFE * limit
     found = _rehearse(settings, limit, tell)
-    peak = found.peak
+    peak = found.peak.run
     if peak > most and settings.rows > 1 and settings.objective in MEANS:
         tell(f"rehearsing {settings.method}, one row at a time")
         with Stage(settings) as stage:
             stage.open([settings.method])
             least = stage.least(settings.method)
         rows, _ = found.rows_within(found.needs, least, most)
-        peak = least
+        peak = least.run
         while rows:
             settings = dataclasses.replace(settings, micro_batch=rows)
-            peak = _rehearse(settings, limit, tell).peak
+            peak = _rehearse(settings, limit, tell).peak.run
             if peak <= most:
                 break
             rows //= 2

@@ -45,13 +45,39 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """Most memory of a whole process, in bytes.
+
+    Attributes:
+        run: of the rehearsed run.
+        passes: of its passes alone, where the state is on disk meanwhile; 0 where it stays in
+            memory, so that the two always add up.
+    """
+
+    run: float
+    passes: float
+
+    def of(self, more: int) -> float:
+        """Returns the peak of a method that has `more` bytes of state."""
+        return max(self.run + more, self.passes)
+
+    def towards(self, other: Peak, share: float) -> Peak:
+        """Returns what lies between this and an `other` one, which is no smaller."""
+        found = (
+            mine + share * max(theirs - mine, 0)
+            for mine, theirs in ((self.run, other.run), (self.passes, other.passes))
+        )
+        return Peak(*found)
+
+
+@dataclass(frozen=True)
 class Rehearsed:
     """What the rehearsal of a method found.
 
     Attributes:
         method: its name.
         needs: of the method.
-        peak: most memory of the whole process, in bytes.
+        peak: most memory.
         rows: of the heaviest batch.
         cells: rows times tokens, padding included, of the heaviest batch and of its heaviest row.
         seconds: of a step on each of the two.
@@ -64,7 +90,7 @@ class Rehearsed:
 
     method: str
     needs: Needs
-    peak: int
+    peak: Peak
     rows: int
     cells: tuple[int, int]
     seconds: tuple[float, float]
@@ -73,11 +99,11 @@ class Rehearsed:
     evaluation: float
     own: Mapping[str, tuple[float, float]]
 
-    def peak_of(self, needs: Needs) -> int:
+    def peak_of(self, needs: Needs) -> float:
         """Returns the peak of a method of the same family, in bytes."""
-        return self.peak + needs.state - self.needs.state
+        return self.peak.of(needs.state - self.needs.state)
 
-    def rows_within(self, needs: Needs, least: int, most: float) -> tuple[int, float]:
+    def rows_within(self, needs: Needs, least: Peak, most: float) -> tuple[int, float]:
         """Returns how many rows a pass keep the peak within `most` bytes, and the peak they have.
 
         It is 0 rows if one alone has more.
@@ -87,16 +113,16 @@ class Rehearsed:
 
         Args:
             needs: of a method of the same family.
-            least: peak of the rehearsed method with one row a pass.
+            least: of the rehearsed method with one row a pass.
             most: bytes.
         """
         more = needs.state - self.needs.state
-        last = max(self.peak + needs.gradients, least)
+        last = Peak(self.peak.run + needs.gradients, self.peak.passes + needs.gradients)
         for rows in range(self.rows - 1, 0, -1):
-            peak = least + (last - least) * (rows - 1) / max(self.rows - 1, 1) + more
+            peak = least.towards(last, (rows - 1) / (self.rows - 1)).of(more)
             if peak <= most:
                 return rows, peak
-        return 0, float(least + more)
+        return 0, least.of(more)
 
     def step(self, method: str, rows: int) -> float:
         """Returns the seconds of a mean step of `method` on `rows` rows a pass."""
@@ -151,13 +177,14 @@ class Stage(WorkerProcess):
         found: dict[str, Any] = self.call("run", rehearsed=method, methods=[method, *others])
         own = {name: tuple(values) for name, values in found.pop("own").items()}
         cells, seconds = tuple(found.pop("cells")), tuple(found.pop("seconds"))
-        return Rehearsed(method, needs, cells=cells, seconds=seconds, own=own, **found)
+        peak = Peak(*found.pop("peak"))
+        return Rehearsed(method, needs, peak, cells=cells, seconds=seconds, own=own, **found)
 
-    def least(self, method: str) -> int:
-        """Returns the peak of `method` in bytes where rows go through the model one by one.
+    def least(self, method: str) -> Peak:
+        """Returns the peak of `method` where rows go through the model one by one.
 
         Raises:
             InputError: the data is wrong, or the objective is not one of rows.
             EdgezoError: the process failed.
         """
-        return self.call("least", rehearsed=method)
+        return Peak(*self.call("least", rehearsed=method))

@@ -17,7 +17,7 @@ from edgezo.objectives import MEANS
 from edgezo.plan.amounts import told_bytes
 from edgezo.plan.candidates import Family, candidates, preference, run_of
 from edgezo.plan.limit import SAFE, check_weights, fit
-from edgezo.plan.measured import Needs, Opened, Rehearsed, Stage
+from edgezo.plan.measured import Needs, Opened, Peak, Rehearsed, Stage
 from edgezo.recipe import complete
 from edgezo.settings import RunSettings, Settings
 from edgezo_runtime.bundle import open_bundle
@@ -221,11 +221,11 @@ def _alternative(
     recipe: bool,
     rehearsed: Rehearsed,
     needs: Needs,
-    least: int | None,
+    least: Peak | None,
     limits: Limits,
 ) -> Alternative:
     """Returns what a run of the rehearsed one's family needs; `least` as for `rows_within`."""
-    rows, peak = rehearsed.rows, float(rehearsed.peak_of(needs))
+    rows, peak = rehearsed.rows, rehearsed.peak_of(needs)
     if peak > limits.most and least is not None:
         part, lower = rehearsed.rows_within(needs, least, limits.most)
         rows, peak = (part, lower) if part else (rows, peak)

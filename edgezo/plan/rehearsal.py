@@ -11,7 +11,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -123,15 +123,15 @@ class Rehearsal:
         found = self._measure(rehearsed)
         if report_charts.available():  # the report is drawn when the model is gone
             report_charts.draw([_LINE, _LINE], [])
-        found["peak"] = peak_bytes()
+        found["peak"] = [peak_bytes(), found.pop("passes")]
         found["own"] = {name: self._own(name, parameters) for name in methods}
         return found
 
-    def least(self, rehearsed: str) -> int:
-        """Returns the peak of the run in bytes where rows go through the model one by one."""
+    def least(self, rehearsed: str) -> list[int]:
+        """Returns the peak of the run where rows go through the model one by one."""
         self._settings = dataclasses.replace(self._settings, micro_batch=1, batch_size=2)
-        self._measure(rehearsed)
-        return peak_bytes()
+        passes = self._measure(rehearsed)["passes"]
+        return [peak_bytes(), passes]
 
     def _measure(self, name: str) -> dict[str, Any]:
         """Takes steps and evaluates; nothing of it stays in memory."""
@@ -154,18 +154,23 @@ class Rehearsal:
             return _step(model, data, method, number, chosen)
 
         def warm(number: int, chosen: Chosen) -> None:
-            if method.graph:
+            if _on_disk(method):
+                _pass(model, data, method, number, chosen)
+            elif method.graph:
                 step(number, chosen)
             else:  # a step has many passes that are alike
                 model.loss(data.batch(chosen[0]))
 
+        turns = [(number, chosen) for chosen in heaviest for number in _numbers(method)]
+        passes = 0
         with self._prefix(model, some) as filling:
             load += filling / share
-            for number, chosen in enumerate(steps[:_ORDINARY], start=1):
+            for number, chosen in (*enumerate(steps[:_ORDINARY], start=1), *turns):
                 warm(number, chosen)
-            for chosen in heaviest:
-                for number in _numbers(method):
-                    warm(number, chosen)
+            if _on_disk(method):
+                passes = peak_bytes()
+                for number, chosen in turns:
+                    step(number, chosen)
             whole: Chosen = heaviest[0]
             second = None if whole[1] is None else _longest(data.train, whole[1])
             one: Chosen = (_longest(data.train, whole[0]), second)
@@ -176,6 +181,7 @@ class Rehearsal:
                 seconds = _timed(lambda i=indices: _evaluate(model, data, i))
                 evaluation = seconds / _size(data.held_out, indices)[0]
         return {
+            "passes": passes,
             "rows": len(whole[0]),
             "cells": [_both(data.train, chosen)[0] for chosen in (whole, one)],
             "seconds": times,
@@ -293,6 +299,11 @@ def _longest(examples: Sequence[BaseExample], indices: np.ndarray) -> np.ndarray
     return max(each, key=lambda one: _size(examples, one))
 
 
+def _on_disk(method: AnyMethod) -> TypeGuard[FirstOrder]:
+    """Whether the state is in memory only while it is used."""
+    return isinstance(method, FirstOrder) and method.on_disk
+
+
 def _numbers(method: AnyMethod) -> list[int]:
     """Returns the steps that differ in what they take: HiFT's lowest, middle and highest group.
 
@@ -335,6 +346,15 @@ def _step(
         model.weights.settle()
 
     return _timed(take)
+
+
+def _pass(
+    model: Model, data: TrainingData, method: FirstOrder, number: int, chosen: Chosen
+) -> None:
+    """Computes the gradients of a step, and does nothing with them."""
+    names, draws = method.names(number), Draws(method.seed, number)
+    loss = BatchLoss(model, data.batch(chosen[0]))
+    loss.descend(names, lambda name, gradient: None, method.keep_products, draws)
 
 
 def _evaluate(model: Model, data: TrainingData, indices: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from edgezo_runs import called, command_line, refused, run, words, write_rows
 from edgezo.plan import candidates, planner
 from edgezo.plan import limit as plan_limit
 from edgezo.plan.candidates import GRADIENT_METHODS, families
-from edgezo.plan.measured import Needs, Opened, Rehearsed
+from edgezo.plan.measured import Needs, Opened, Peak, Rehearsed
 from edgezo.plan.planner import Limits, make_plan
 from edgezo.plan.rehearsal import Rehearsal
 from edgezo.recipe import complete
@@ -74,7 +74,7 @@ class FakeStage:
         return Rehearsed(
             method=method,
             needs=Needs(STATE.get(method, 0), 0),
-            peak=self.peak(method, self._settings.rows),
+            peak=Peak(self.peak(method, self._settings.rows), 0),
             rows=16,
             cells=(640, 40),
             seconds=(2.5, 0.7),
@@ -84,8 +84,8 @@ class FakeStage:
             own={name: (0.5, 1.0 + (name == "lomo")) for name in (method, *others)},
         )
 
-    def least(self, method: str) -> int:
-        return self.peak(method, 1)
+    def least(self, method: str) -> Peak:
+        return Peak(self.peak(method, 1), 0)
 
     def peak(self, method: str, rows: int) -> int:
         above = (PEAK[method] * MB - WEIGHTS) / 2
@@ -151,6 +151,28 @@ def test_methods_differ_by_state_and_own_work(fake: type[FakeStage]) -> None:
     assert found["adamw"].seconds == pytest.approx(4 + 100 * 1.54)
     assert found["lomo"].seconds == pytest.approx(4 + 100 * 2.58)
     assert found["mezo"].seconds == pytest.approx(4 + 1000 * 1.54)
+
+
+def test_a_state_on_disk_comes_on_top_of_no_pass() -> None:
+    found = Rehearsed(
+        method="hift-adamw",
+        needs=Needs(200 * MB, 20 * MB),
+        peak=Peak(1000 * MB, 900 * MB),
+        rows=11,
+        cells=(11, 1),
+        seconds=(1.0, 0.1),
+        mean=11.0,
+        load=1.0,
+        evaluation=1.0,
+        own={},
+    )
+    peaks = {200: 1000, 150: 950, 100: 900, 0: 900}
+    for state, peak in peaks.items():
+        assert found.peak_of(Needs(state * MB, 0)) == peak * MB
+    least = Peak(720 * MB, 600 * MB)  # of the passes 32 MB a row, gradients of the parts included
+    assert found.rows_within(Needs(0, 20 * MB), least, 700 * MB) == (4, 696 * MB)
+    assert found.rows_within(Needs(0, 20 * MB), least, 590 * MB) == (0, 600 * MB)
+    assert found.rows_within(Needs(200 * MB, 20 * MB), least, 800 * MB) == (3, 780 * MB)
 
 
 @pytest.mark.parametrize(
@@ -357,11 +379,29 @@ def test_a_rehearsal_starts_from_frozen_layers_as_the_run_does(
         rehearsed = rehearsal.run("adamw", ["adamw"])
     assert found and all(found)
     assert rehearsed["rows"] == 8 and min(rehearsed["seconds"]) > 0
+    assert rehearsed["peak"][1] == 0
     whole = dataclasses.replace(settings, tune="full")
     rehearsal = Rehearsal()
     rehearsal.open(whole.to_dict(), ["adamw"])
     with pytest.raises(InputError, match="no frozen layers lie below"):
         rehearsal.run("adamw", ["adamw"])
+
+
+def test_the_rehearsal_of_a_state_on_disk_knows_its_passes(
+    derived_bundle: Path, data: Path
+) -> None:
+    settings = RunSettings(
+        bundle=str(derived_bundle),
+        data=str(data / "train.jsonl"),
+        out="o",
+        method="hift-adamw",
+        steps=8,
+        threads=1,
+    )
+    rehearsal = Rehearsal()
+    rehearsal.open(settings.to_dict(), ["hift-adamw"])
+    peak, passes = rehearsal.run("hift-adamw", ["hift-adamw"])["peak"]
+    assert 0 < passes <= peak
 
 
 def test_a_run_keeps_its_limit_and_the_prediction(derived_bundle: Path, tmp_path: Path) -> None:
