@@ -76,15 +76,29 @@ def test_hifts_rate_waits_for_the_next_cycle(derived_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "full", "lora"),
-    [("adamw", 2e-5, 1e-3), ("hift-adamw", 1e-4, 1e-3), ("ip-sgd", 3e-3, 3e-3)],
+    ("method", "full", "head", "norm", "lora", "prefix"),
+    [
+        ("adamw", 2e-5, 1e-4, 5e-4, 1e-3, 3e-3),
+        ("hift-adamw", 1e-4, 1e-4, 5e-4, 1e-3, 3e-3),
+        ("lion", 1e-5, 5e-5, 2.5e-4, 5e-4, 1.5e-3),
+        ("ip-sgd", 3e-3, 3e-3, 3e-3, 0.095, 0.49),
+        ("addax", 3e-3, 3e-3, 3e-3, 0.095, 0.49),
+        ("adalomo", 5e-4, 5e-4, 5e-4, 5e-4, 5e-4),
+    ],
 )
-def test_lora_has_a_rate_of_its_own(method: str, full: float, lora: float) -> None:
-    weights = [Parameter("layers.0.weight", (4, 4), "float32", "linear")]
-    adapter = [Parameter(f"layers.0.lora_{x}", (4, 4), "float32", "lora") for x in "AB"]
-    rates = [make(method, Arena(arena), 0, {}).lr for arena in (weights, adapter)]
-    assert rates == [full, lora]
-    assert make(method, Arena([*weights, *adapter]), 0, {}).lr == full
+def test_the_rate_suits_what_is_tuned(
+    method: str, full: float, head: float, norm: float, lora: float, prefix: float
+) -> None:
+    weights = Parameter("layers.0.weight", (4, 4), "float32", "linear")
+    expected = {"norm": norm, "bias": norm, "lora": lora, "prompt": lora, "prefix": prefix}
+    light = [Parameter(f"layers.0.{kind}", (4,), "float32", kind) for kind in expected]
+    for parameter in light:
+        arenas = Arena([parameter]), Arena([weights, parameter])
+        rates = [make(method, arena, 0, {}).lr for arena in arenas]
+        assert rates == [expected[parameter.kind], full]
+    last = Parameter("lm_head.weight", (4, 4), "float32", "linear")
+    rates = [make(method, Arena(each), 0, {}).lr for each in ([last], [*light, last], light)]
+    assert rates == [head, head, norm]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("grad.onnx", "gradient"), ("tangent.onnx", "tangent")])

@@ -30,21 +30,34 @@ class Rule(abc.ABC):
     Attributes:
         name: of the method that is made of it.
         paper: where it comes from.
-        lr: the learning rate where none is given.
-        lora_lr: that of LoRA, whose weights begin small; None: the same.
-        turn_lr: that of groups that are tuned in turns; None: the same.
+        lr: the learning rate for all weights of a language model.
+        alone: how many times as high it is where the matrices of other layers stay.
+        power: of the stride, which it is multiplied by; see `methods.stride`.
+        least: the stride from which on it is.
         xp: the array module of the device on which it works.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     lr: ClassVar[float] = 1e-5
-    lora_lr: ClassVar[float | None] = None
-    turn_lr: ClassVar[float | None] = None
+    alone: ClassVar[float] = 5
+    power: ClassVar[float] = 1
+    least: ClassVar[float] = 1
 
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or OneThread()
         self.xp = self._workers.device.xp
+
+    @classmethod
+    def usual(cls, stride: float, alone: bool) -> float:
+        """Returns the learning rate where none is given, to two digits.
+
+        Args:
+            stride: of what is tuned.
+            alone: whether a step changes no matrices of layers, or those of one group.
+        """
+        further = stride**cls.power if stride >= cls.least else 1
+        return float(f"{cls.lr * (cls.alone if alone else 1) * further:.2g}")
 
     def lengths(self, parameter: Parameter) -> Mapping[str, int]:
         """Returns how much each slot of the state holds of `parameter`."""
@@ -103,7 +116,8 @@ class Sgd(ChunkRule):
 
     name = "ip-sgd"
     paper = "https://arxiv.org/abs/2410.06441"
-    lr = 3e-3
+    # With a power of 2, or a higher rate for norms, TREC's first steps go up.
+    lr, alone, power, least = 3e-3, 1, 1.5, 10
 
     def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
         g *= np.float32(lr)
@@ -116,6 +130,7 @@ class Momentum(ChunkRule):
     name = "sgd"
     paper = "https://pytorch.org/docs/stable/generated/torch.optim.SGD.html"
     lr = Sgd.lr / 10  # the velocity is ten times the gradient where that stays
+    alone, power, least = Sgd.alone, Sgd.power, Sgd.least
     slots = ("velocity",)
 
     def chunk(self, w: Any, g: Any, slots: list[Any], lr: float, number: int) -> None:
@@ -133,7 +148,7 @@ class AdamW(ChunkRule):
 
     name = "adamw"
     paper = "https://arxiv.org/abs/1711.05101"
-    lr, lora_lr, turn_lr = 2e-5, 1e-3, 1e-4
+    lr = 2e-5
     slots = ("mean", "square")
     counts = True
 
@@ -217,7 +232,7 @@ class AdaLomo(Rule):
 
     name = "adalomo"
     paper = "https://arxiv.org/abs/2310.10195"
-    lr = 5e-4  # the paper's
+    lr, alone, power = 5e-4, 1, 0  # the paper's, in units of the weights
     _BETA = 0.85
 
     def lengths(self, parameter: Parameter) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena
-from edgezo_runtime.bundle import GRADIENTS, LORA
+from edgezo_runtime.bundle import GRADIENTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.draws import Draws
@@ -18,6 +18,8 @@ from edgezo_runtime.first_order.state import State
 from edgezo_runtime.journal import SKIPPED, Record
 from edgezo_runtime.methods.base import Estimate
 from edgezo_runtime.methods.options import Number, choose
+from edgezo_runtime.methods.stride import stride_of
+from edgezo_runtime.select import blocks
 
 
 class Loss(Protocol):
@@ -61,7 +63,7 @@ class FirstOrder:
         graph: the file of the bundle that it needs besides the inference graph.
         family: of methods that are compared with each other.
         chosen: the value of each setting.
-        lora: whether nothing but LoRA is tuned.
+        stride: how far what is tuned goes; see `methods.stride`.
         changed: whether the last step changed weights.
     """
 
@@ -79,14 +81,14 @@ class FirstOrder:
     def __init__(self, arena: Arena, seed: int, /, **settings: Any) -> None:
         self.arena = arena
         self.seed = seed
-        self.chosen = choose(type(self), f"method {self.name}", settings)
+        self.stride = stride_of(arena.parameters)
+        self.chosen = choose(type(self), f"method {self.name}", settings, self.stride)
         for parameter in arena.parameters:
             if parameter.dtype != dtypes.FLOAT32.name:
                 raise InputError(
                     f"{parameter.name} is {parameter.dtype}, and only float32 weights have "
                     "gradients: export the model as float32 to tune it"
                 )
-        self.lora = all(p.kind == LORA for p in arena.parameters)
         self.changed = False
         self._rule = self.rule(arena)
         self._parameters = {p.name: p for p in arena.parameters}
@@ -98,7 +100,15 @@ class FirstOrder:
     @property
     def lr(self) -> float:
         """The learning rate where none is given."""
-        return (self.rule.lora_lr if self.lora else None) or self.rule.lr
+        return self.rule.usual(self.stride, self.alone)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a step changes no matrices of layers, or those of one group."""
+        stacks = blocks(self.arena.parameters).values()
+        return all(
+            stride_of([p]) > 1 for stack in stacks for block in stack.values() for p in block
+        )
 
     @property
     def forwards(self) -> int:

@@ -48,8 +48,8 @@ class Hift(FirstOrder):
         self._rate = np.zeros(1, np.float32)  # of the present cycle
 
     @property
-    def lr(self) -> float:
-        return (None if self.lora else self.rule.turn_lr) or super().lr
+    def alone(self) -> bool:
+        return True
 
     @property
     def state(self) -> dict[str, Any]:

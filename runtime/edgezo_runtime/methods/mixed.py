@@ -11,6 +11,7 @@ from edgezo_runtime.arena import Term
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.journal import SKIPPED, Record
 from edgezo_runtime.methods.base import Estimate
+from edgezo_runtime.methods.estimators import StepSize
 from edgezo_runtime.methods.first_order import FirstOrder, as_loss
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.noise import Direction
@@ -31,7 +32,7 @@ class Mixed(FirstOrder):
     keep_products = Number(0.0, least=0, most=1)
 
     family = "hybrid"
-    eps = Number(1e-3, above=0)
+    eps = StepSize(1e-3)
     zo_weight = Number(1e-3, least=0, most=1)
 
     @property
