@@ -46,9 +46,10 @@ def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSe
                 break
             rows //= 2
     if peak > most:
+        needed = min(peak, found.peak.run)  # parts have gradients to add up
         raise InputError(
-            f"{settings.method} needs {told_bytes(peak)}, however few rows go through the model at "
-            f"once: give --memory {told_bytes(peak / SAFE)} or more; {_OTHERS}"
+            f"{settings.method} needs {told_bytes(needed)}, however few rows go through the model "
+            f"at once: give --memory {told_bytes(needed / SAFE)} or more; {_OTHERS}"
         )
     tell(f"predicted peak memory: {told_bytes(peak)} of {told_bytes(limit)}")
     return settings

@@ -315,6 +315,16 @@ def test_what_cannot_fit_is_refused(
         choose(megabytes, **given)
 
 
+def test_what_is_told_to_be_enough_is_the_least(
+    fake: type[FakeStage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of parts are added up, which may take more than the whole batch does."""
+    even = FakeStage.peak
+    monkeypatch.setattr(FakeStage, "peak", lambda *a: even(*a) + 200 * MB * (a[2] == 1))
+    with pytest.raises(InputError, match=r"needs 700 MB, however .* give --memory 737 MB"):
+        choose(690, method="hift-adamw")
+
+
 def test_the_plan_on_the_command_line(fake: type[FakeStage]) -> None:
     words = ("plan", "b", "--data", "d", "--memory", "1.4GB", "--time", "10m")
     done = called(*words, "--json")
