@@ -9,18 +9,20 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgezo import baselines
 from edgezo.adapted import AddAdapter
 from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
+from edgezo.data.rows import Rows
 from edgezo.evaluate import Metrics
 from edgezo.finite_json import finite_json
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
+from edgezo.tasks.base import BaseTask
 from edgezo.tasks.make import task_from_settings
 from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
@@ -350,8 +352,9 @@ def _test(run: RunFolder, settings: RunSettings, add: AddAdapter | None) -> Metr
     drawn = draw(model, settings)
     assert drawn.held_out is not None  # `plan` saw to it
     task = drawn.task
-    if model.tokenizer is not None:  # a start from a probe gives labels tokens of their own
-        task = task_from_settings(journal.read(run.journal).header["task"], model.tokenizer)
+    if isinstance(drawn.held_out, Rows):  # a start from a probe gives labels tokens of their own
+        own = journal.read(run.journal).header["task"]
+        task = cast(BaseTask, task_from_settings(own, model.tokenizer))
     examples = task.encode_rows(drawn.held_out)
     return evaluate_held_out(model, task, examples, drawn.held_out, settings)
 

@@ -18,6 +18,7 @@ from edgezo_runs import called, labelled, refused, result_of, write_rows
 from edgezo.callbacks import Callback
 from edgezo.cli import run_memory
 from edgezo.compare import FIELDS, RESULTS, ROWS, Run, compare, plan, read, table
+from edgezo.data.rows import Rows
 from edgezo.run_folder import RunFolder
 from edgezo.search import search
 from edgezo.settings import Settings
@@ -351,7 +352,7 @@ def test_scores_are_of_test_rows(tiny_bundle: Path, data: Path, tmp_path: Path) 
     model, _ = open_tuned(kept.path, None)
     assert runs[1].tested is not None
     drawn = draw(model, runs[1].tested)
-    assert drawn.held_out is not None and len(drawn.held_out) == 40
+    assert isinstance(drawn.held_out, Rows) and len(drawn.held_out) == 40
     write_rows(tmp_path / "drawn.jsonl", map(drawn.held_out.row, range(40)))
     for model, row in ((tiny_bundle, rows[0]), (kept.path, rows[1])):
         found = called("eval", model, "--data", tmp_path / "drawn.jsonl", "--json").json
