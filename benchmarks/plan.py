@@ -121,7 +121,7 @@ def as_table(rows: Sequence[Run]) -> str:
     """Returns the peaks in MB, and how far the predicted one is off."""
     cells = [
         f"{told(row)} | {row['predicted_peak_rss_mb']:,.0f} | {row['peak_rss_mb']:,.0f} | "
-        f"{row['predicted_peak_rss_mb'] / row['peak_rss_mb'] - 1:+.1%}"
+        f"{round(row['predicted_peak_rss_mb'] / row['peak_rss_mb'] - 1, 3) + 0.0:+.1%}"
         for row in rows
     ]
     cells += [" | | | "] * (-len(cells) % ACROSS)
