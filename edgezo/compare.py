@@ -9,19 +9,26 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgezo import baselines
 from edgezo.adapted import AddAdapter
 from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
+from edgezo.data.rows import Rows
+from edgezo.evaluate import Metrics
 from edgezo.finite_json import finite_json
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
+from edgezo.tasks.base import BaseTask
+from edgezo.tasks.make import task_from_settings
 from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
+from edgezo.training_data import draw, evaluate_held_out
+from edgezo.tuned import open_tuned
+from edgezo_runtime import journal
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -47,21 +54,43 @@ PLACES = ("bundle", "data", "eval_data", "out", "seed", "device", "threads")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: what it is called, its settings, and which baseline it is."""
+    """One run of a comparison.
+
+    Attributes:
+        task: the task's name.
+        method: its line's.
+        settings: of the run, or of the baseline.
+        baseline: which one it is, if any.
+        tested: where a task has test rows, the settings with these as the held-out ones, which the
+            run's row is of; the run's own choose its best evaluation.
+    """
 
     task: str
     method: str
     settings: RunSettings
     baseline: Baseline | None = None
+    tested: RunSettings | None = None
 
     @property
     def compared(self) -> dict[str, Any]:
         """The settings but for seed and places; of a baseline those that it depends on."""
         values = _compared(self.settings.to_dict())
         if self.baseline is None:
-            return values
-        kept = {name: value for name, value in values.items() if name in baselines.SETTINGS}
+            return values | self.test
+        kept = self.test | {
+            name: value for name, value in values.items() if name in baselines.SETTINGS
+        }
         return {"baseline": self.baseline.name, "in_context": self.baseline.in_context} | kept
+
+    @property
+    def judged(self) -> RunSettings:
+        """The settings whose held-out rows the score is of."""
+        return self.tested or self.settings
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """What tells a run with test rows from one without."""
+        return {"test_examples": self.tested.eval_examples} if self.tested else {}
 
     @property
     def settings_id(self) -> str:
@@ -83,7 +112,8 @@ def plan(
     Args:
         bundle: what every run tunes.
         tasks: settings of each task: ``data`` and ``eval_data``, and what is its own. A name of the
-            catalogue of prompts brings its prompt.
+            catalogue of prompts brings its prompt. With ``test_data``, of which ``test_examples``
+            are drawn, rows are judged by these and `eval_data` only chooses what is kept.
         methods: settings of each line of the table: ``method`` if it is not its name, a learning
             rate, and so on. The line ``default`` is the recipe of a run without a method; of the
             `baselines.NAMES` ``icl`` has the setting ``in_context``.
@@ -99,7 +129,11 @@ def plan(
     for name in (*tasks, *methods):
         if Path(name).name != name:
             raise InputError(f"{name!r} is to name a folder of the comparison: take one without /")
-    for task, of_task in tasks.items():
+    for task, given in tasks.items():
+        of_task = dict(given)
+        test_data, count = of_task.pop("test_data", None), of_task.pop("test_examples", None)
+        if count is not None and test_data is None:
+            raise InputError(f"task {task} has no test rows to draw {count} of: give test_data")
         known = {"prompt": task} if task in names() else {}
         for method, of_method in {ZERO_SHOT: {}, **methods}.items():
             own = dict(of_method)
@@ -110,7 +144,12 @@ def plan(
             values = {**settings, **known, **of_task, **own, "bundle": bundle, "method": called}
             for seed in seeds:
                 values |= {"out": str(out / task / method / f"seed-{seed}"), "seed": seed}
-                made = complete(Settings.from_dict(values, f"{task} {method}"))
+                source = f"{task} {method}"
+                made = complete(Settings.from_dict(values, source))
+                tested = None
+                if test_data is not None:
+                    test = {"eval_data": test_data, "eval_examples": count}
+                    tested = RunSettings.from_dict(made.to_dict() | test, source)
                 if made.method not in METHODS:
                     raise InputError(
                         f"method {made.method!r} is unknown; use one of "
@@ -124,11 +163,12 @@ def plan(
                         f"task {task} has no rows to evaluate on; write it as "
                         f"{task}=TRAIN.jsonl:DEV.jsonl, or give eval_examples"
                     )
-                for path in filter(None, (made.data, made.eval_data)):
+                for path in filter(None, (made.data, made.eval_data, test_data)):
                     if not Path(path).is_file():
                         raise InputError(f"task {task} has no file {path}: give the path of one")
-                runs.append(Run(task, method, made, baseline))
-                if method == ZERO_SHOT and made.eval_data:
+                run = Run(task, method, made, baseline, tested)
+                runs.append(run)
+                if method == ZERO_SHOT and run.judged.eval_data:
                     break  # the same for every seed
     for folder, device, threads, graph in graphs:
         check_graph(open_bundle(folder), open_device(device, threads), graph)
@@ -171,7 +211,7 @@ def compare(
         if key not in done:
             result = None
             if run.baseline:
-                measured = run.baseline.measure(run.settings)
+                measured = run.baseline.measure(run.judged)
                 if measured is None:
                     continue
                 row = _fields(run, BASELINE) | measured | {"run": None}
@@ -181,6 +221,8 @@ def compare(
                 if not result.finished:
                     return
                 row = _row(run, result, out)
+                if run.tested:
+                    row |= _test(result.run, run.tested, add).to_json()
             settings = (run.task, run.settings_id)
             if ratios.get(settings) is None:
                 ratios[settings] = memory(run)
@@ -295,7 +337,7 @@ def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
         found
         | metrics
         | {
-            "settings": _compared(result.run.read_settings()),
+            "settings": _compared(result.run.read_settings()) | run.test,
             "examples": result.examples,
             "forwards": sum(line["forwards"] for line in lines),
             "seconds": round(sum(line["seconds"] for line in lines), 2),
@@ -304,10 +346,24 @@ def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
     )
 
 
+def _test(run: RunFolder, settings: RunSettings, add: AddAdapter | None) -> Metrics:
+    """Evaluates a finished run on the held-out rows of `settings`."""
+    model, _ = open_tuned(run.path, add, settings.device, settings.threads)
+    drawn = draw(model, settings)
+    assert drawn.held_out is not None  # `plan` saw to it
+    task = drawn.task
+    if isinstance(drawn.held_out, Rows):  # a start from a probe gives labels tokens of their own
+        own = journal.read(run.journal).header["task"]
+        task = cast(BaseTask, task_from_settings(own, model.tokenizer))
+    examples = task.encode_rows(drawn.held_out)
+    return evaluate_held_out(model, task, examples, drawn.held_out, settings)
+
+
 def _fields(run: Run, family: str) -> dict[str, Any]:
+    rows = run.judged.eval_data
     return {
         "task": run.task,
-        "split": "train" if run.settings.eval_data is None else Path(run.settings.eval_data).stem,
+        "split": "train" if rows is None else Path(rows).stem,
         "method": run.method,
         "family": family,
         "settings_id": run.settings_id,

@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from edgezo.adapted import open_adapted
 from edgezo.cli.adapters import add_adapter
 from edgezo.finite_json import finite_json
-from edgezo.run_folder import RunFolder, is_run
+from edgezo.run_folder import is_run
 from edgezo.tasks.make import TASKS
-from edgezo_runtime import journal, peft, start
-from edgezo_runtime.errors import InputError
+from edgezo.tuned import open_tuned
 from edgezo_runtime.model import Model, load
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
@@ -92,19 +90,7 @@ def open_model(path: Path, device: str | None, threads: int | None) -> tuple[Mod
     where: dict[str, Any] = {"device": device or "cpu", "threads": threads}
     if not is_run(path):
         return load(path, **where), {}
-    run = RunFolder(path)
-    settings = run.read_settings()
-    if not run.weights.exists():
-        raise InputError(f"the run {path} is not finished: continue it with `edgezo resume {path}`")
-    header = journal.read(run.journal).header
-    adapter = header.get("adapter")
-    if adapter is None:
-        return load(settings["bundle"], **where, weights=run.weights), settings
-    bundle = open_adapted(settings["bundle"], adapter, add_adapter)
-    found = start.restore(header, path, bundle)
-    front = peft.prefix(adapter)
-    model = load(bundle, **where, weights=run.weights, prefix=front, start=found)
-    return model, settings
+    return open_tuned(path, add_adapter, **where)
 
 
 def megabytes(count: float) -> float:

@@ -29,7 +29,16 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
     "      --seeds 0,1,2 --steps 1000 --eval-every 100 --out comparison"
 )
 @click.argument("bundle", required=False)
-@click.option("--data", multiple=True, metavar="TASK=TRAIN:DEV", help="Rows of a task; repeatable.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="TASK=TRAIN:DEV[:TEST]",
+    help="Rows of a task; repeatable. With TEST scores are of these, and DEV chooses what --keep "
+    "best keeps.",
+)
+@click.option(
+    "--test-examples", type=click.IntRange(1), help="Draw so many of TEST.  [default: all]"
+)
 @click.option("--methods", help=f"Names from `edgezo methods`, default, {', '.join(NAMES)}.")
 @click.option("--seeds", help="Seeds with commas between them.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all runs.")
@@ -55,6 +64,7 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
 def command(
     bundle: str | None,
     data: tuple[str, ...],
+    test_examples: int | None,
     methods: str | None,
     seeds: str | None,
     out: Path,
@@ -75,6 +85,8 @@ def command(
     if not isinstance(bundle, str):
         raise InputError("bundle is missing: give BUNDLE")
     tasks = dict(_task(item) for item in data) or _mapping(given, "data")
+    if test_examples:
+        tasks = {name: {**task, "test_examples": test_examples} for name, task in tasks.items()}
     named = {name: {} for name in _split(methods)} if methods else _mapping(given, "methods")
     listed = _split(seeds) if seeds else given.get("seeds", [0])
     numbers = [_seed(each) for each in (listed if isinstance(listed, list) else [listed])]
@@ -120,10 +132,10 @@ def command(
 
 def _task(item: str) -> tuple[str, dict[str, Any]]:
     name, equals, paths = item.partition("=")
-    train, _, held_out = paths.rpartition(":")
-    if not (name and equals and train and held_out):
-        raise InputError(f"--data {item} is no task: write TASK=TRAIN.jsonl:DEV.jsonl")
-    return name, {"data": train, "eval_data": held_out}
+    files = paths.split(":")
+    if not (name and equals and len(files) in (2, 3) and all(files)):
+        raise InputError(f"--data {item} is no task: write TASK=TRAIN.jsonl:DEV.jsonl[:TEST.jsonl]")
+    return name, dict(zip(("data", "eval_data", "test_data"), files, strict=False))
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgezo.train import train
 from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.methods import METHODS
+from edgezo_runtime.methods import FORWARD_ONLY
 
 NAMES = ("cat", "dog", "owl")
 
@@ -101,7 +101,7 @@ def test_the_recipe_learns(bundle: Path, tmp_path: Path) -> None:
     data = str(tmp_path / "train.npz")
     asked = Settings(str(bundle), data, str(tmp_path / "run"), eval_data=data, steps=300, threads=1)
     found = train(asked).metrics
-    slow = dataclasses.replace(asked, out=str(tmp_path / "slow"), lr=METHODS["mezo"].lr)
+    slow = dataclasses.replace(asked, out=str(tmp_path / "slow"), lr=FORWARD_ONLY["mezo"].full_lr)
     still = train(slow).metrics
     assert found is not None and still is not None
     assert found.loss < 0.5 * still.loss

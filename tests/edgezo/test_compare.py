@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgezo_runs import called, refused, result_of, write_rows
+from edgezo_runs import called, labelled, refused, result_of, write_rows
 
 from edgezo.callbacks import Callback
 from edgezo.cli import run_memory
 from edgezo.compare import FIELDS, RESULTS, ROWS, Run, compare, plan, read, table
+from edgezo.data.rows import Rows
 from edgezo.run_folder import RunFolder
 from edgezo.search import search
 from edgezo.settings import Settings
 from edgezo.train import train
+from edgezo.training_data import draw
+from edgezo.tuned import open_tuned
 from edgezo_runtime.devices import open_device
-from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.errors import EdgezoError, InputError
 
 FEW = {"steps": 4, "batch_size": 4, "threads": 1, "eval_every": 2, "eval_examples": 12}
 
@@ -326,3 +329,39 @@ def test_search_on_the_command_line(tiny_bundle: Path, data: Path, tmp_path: Pat
     assert [trial["steps"] for trial in again.json["trials"]] == [4, 2]
     refused(called(*words, "--steps", 4), 2, "needs held-out rows")
     refused(called(*words, "--steps", 1, "--eval-examples", 8), 2, "too few to halve 2 choices")
+
+
+def test_scores_are_of_test_rows(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    """The kept weights, chosen on the held-out rows, are judged by others, as eval does it."""
+    write_rows(tmp_path / "test.jsonl", labelled(50, first=900))
+    files = {"data": str(data / "train.jsonl"), "eval_data": str(data / "dev.jsonl")}
+    task = files | {"test_data": str(tmp_path / "test.jsonl"), "test_examples": 40}
+    own = {"default": {"samples": 4}, "icl": {"in_context": 2}}
+    settings = FEW | {"keep": "best"}
+
+    def planned(task: dict[str, Any]) -> list[Run]:
+        return plan(str(tiny_bundle), {"mine": task}, own, [0], settings, tmp_path / "out")
+
+    runs = planned(task)
+    rows = list(compare(runs, tmp_path / "out", unseen, keep_weights=True))
+    assert [row["method"] for row in rows] == ["zero-shot", "default", "icl"]
+    assert {row["split"] for row in rows} == {"test"}
+    kept = RunFolder(runs[1].settings.out)
+    dev = [line["eval"]["loss"] for line in kept.read_metrics() if "eval" in line]
+    assert len(dev) == 2 and rows[1]["loss"] not in dev
+    model, _ = open_tuned(kept.path, None)
+    assert runs[1].tested is not None
+    drawn = draw(model, runs[1].tested)
+    assert isinstance(drawn.held_out, Rows) and len(drawn.held_out) == 40
+    write_rows(tmp_path / "drawn.jsonl", map(drawn.held_out.row, range(40)))
+    for model, row in ((tiny_bundle, rows[0]), (kept.path, rows[1])):
+        found = called("eval", model, "--data", tmp_path / "drawn.jsonl", "--json").json
+        assert found["accuracy"] == row["accuracy"]
+        assert found["loss"] == pytest.approx(row["loss"], abs=1e-6)
+    # None of the rows is taken for one of a comparison without test rows.
+    ids = {run.settings_id for run in planned(files)}
+    assert ids.isdisjoint(run.settings_id for run in runs)
+    with pytest.raises(InputError, match="task mine has no test rows to draw 40 of"):
+        planned(files | {"test_examples": 40})
+    with pytest.raises(InputError, match=r"task mine has no file nowhere\.jsonl"):
+        planned(files | {"test_data": "nowhere.jsonl"})

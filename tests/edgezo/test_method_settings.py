@@ -13,7 +13,7 @@ import edgezo
 from edgezo.settings import Settings
 from edgezo_runtime import journal
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.methods import METHODS
+from edgezo_runtime.methods import FORWARD_ONLY
 
 ZERO = ("--threads", 1, "--batch-size", 4, "--steps", 9)
 
@@ -67,7 +67,7 @@ def test_an_option_of_the_method_is_no_setting_of_the_adapter(
     assert done.status == 0, done.err
     settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
     assert settings["options"]["rank"] == 3 and settings["rank"] is None
-    assert settings["lr"] == METHODS["lozo"].lr
+    assert settings["lr"] == FORWARD_ONLY["lozo"].full_lr
 
 
 @pytest.mark.parametrize(

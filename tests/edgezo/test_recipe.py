@@ -13,7 +13,7 @@ import edgezo
 from edgezo.recipe import complete, recipe_for, tuned_by_default
 from edgezo.settings import RunSettings, Settings
 from edgezo_runtime.bundle import Manifest, Parameter, Port
-from edgezo_runtime.methods import METHODS
+from edgezo_runtime.methods import FORWARD_ONLY
 
 NAMES = ("embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "norm.weight")
 UPPER = {"method": "fzoo", "samples": 16, "tune": "upper", "steps": 300}
@@ -107,7 +107,7 @@ def test_a_tuner_without_a_method(tiny_bundle: Path) -> None:
     assert (settings["samples"], settings["eps"]) == (16, 1.6e-3)
     model = edgezo.load(tiny_bundle, tune="upper", threads=1)
     named = edgezo.Tuner(model, method="fzoo")
-    assert named.header["lr"]["lr"] == METHODS["fzoo"].lr
+    assert named.header["lr"]["lr"] == FORWARD_ONLY["fzoo"].full_lr
     given = edgezo.Tuner(model, lr=0.5, eps=0.25, samples=3)
     assert given.header["settings"].items() >= {"samples": 3, "eps": 0.25}.items()
     assert given.header["lr"]["lr"] == 0.5
