@@ -32,8 +32,8 @@ from edgezo_runtime.first_order.graph import Graph, cotangent_of, gradient_of, t
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import Direction
 
-CAUSAL = ("gpt2", "qwen2")
-MASKED = ("bert",)
+CAUSAL = ("gpt2", "llama_untied", "opt", "qwen2")
+MASKED = ("bert", "roberta")
 
 
 def _run(model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> list[Any]:
