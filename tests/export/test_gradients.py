@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from foreign_files import classifier, save, with_weights
+from gradient_graphs import graph_of, run
 from tiny_checkpoints import tiny_model
 from tiny_families import tiny_family
 from torch.nn.utils.stateless import _reparametrize_module
@@ -34,14 +35,6 @@ from edgezo_runtime.noise import Direction
 
 CAUSAL = ("gpt2", "llama_untied", "opt", "qwen2")
 MASKED = ("bert", "roberta")
-
-
-def _run(model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> list[Any]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    return list(ort.InferenceSession(proto.SerializeToString(), options).run(outputs, dict(feeds)))
 
 
 @functools.cache
@@ -74,7 +67,7 @@ def test_gradients_are_torchs(name: str) -> None:
             key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()
         }
         given = {cotangent_of(key): array for key, array in cotangents.items()}
-        ours = _run(graph, {**arrays, **feeds, **given}, [gradient_of(key) for key in weights])
+        ours = run(graph, {**arrays, **feeds, **given}, [gradient_of(key) for key in weights])
         tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
         logits = architecture.logits(model, tensors)
         logprobs = logits.log_softmax(1).gather(1, tensors["targets"][:, None])[:, 0]
@@ -111,7 +104,7 @@ def test_tangents_are_torchs(name: str) -> None:
         feeds = sample_batch(
             config.vocab_size, rows, length, form=architecture.form(model), pad=config.pad_token_id
         )
-        ours = _run(graph, {**arrays, **feeds, **given}, [*outputs, *map(tangent_of, outputs)])
+        ours = run(graph, {**arrays, **feeds, **given}, [*outputs, *map(tangent_of, outputs)])
         tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
 
         def forward(
@@ -127,12 +120,6 @@ def test_tangents_are_torchs(name: str) -> None:
         for found, expected in zip(ours, [*theirs[0], *theirs[1]], strict=True):
             error = np.linalg.norm(found - expected.numpy())
             assert error <= 1e-5 * float(expected.norm())
-
-
-def _scalar(text: str) -> ir.Model:
-    """Returns the model of one function of `w`, written as ONNX text."""
-    header = '<ir_version: 9, opset_import: ["" : 18]>'
-    return ir.from_proto(onnx.parser.parse_model(f"{header} graph {text}"))
 
 
 _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -176,6 +163,27 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "broadcast": ("a = Gather(w, zero) y = Mul(a, w)", lambda w: w[0] * w),
     "divided": ("a = ReduceSum(w, one) y = Div(w, a)", lambda w: w / w.sum(1, keepdim=True)),
     "chosen": ("c = Greater(w, half) y = Where(c, w, half)", lambda w: w.where(w > 0.5, 0.5)),
+    "larger": (
+        "a = Max(w, row) b = Max(half, w) y = Mul(a, b)",
+        lambda w: w.maximum(torch.tensor([1.0, 2.0, 3.0, 4.0])) * w.clamp(min=0.5),
+    ),
+    "smaller": (
+        "f = Gather(w, twice) g = Gather(w, zero) y = Min(f, g)",
+        lambda w: w[[1, 0, 1]].minimum(w[0]),
+    ),
+    "clipped": (
+        "a = Clip(w, , half) b = Clip(a, minus) y = Mul(b, w)",
+        lambda w: w.clamp(-1, 0.5) * w,
+    ),
+    "hard_sigmoid": (
+        "y = HardSigmoid<alpha=0.4, beta=0.6>(w)",
+        lambda w: (0.4 * w + 0.6).clamp(0, 1),
+    ),
+    "largest": ("y = ReduceMax<keepdims=0>(w, one)", lambda w: w.amax(1)),
+    "smallest of equals": (
+        "a = Relu(w) y = ReduceMin(a)",
+        lambda w: w.relu().amin((0, 1), keepdim=True),
+    ),
     "expanded": (
         "a = Gather<axis=1>(w, zero_) y = Expand(a, six)",
         lambda w: w[:, :1].expand(2, 6),
@@ -187,7 +195,7 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     ),
 }
 _CONSTANTS = """
-    float two = {2.0}, int64[1] four_ = {4},
+    float two = {2.0}, float minus = {-1.0}, int64[1] four_ = {4},
     float three = {3.0}, float half = {0.5}, int64[1] one = {1}, int64 zero = {0},
     int64[1] zero_ = {0}, int64[1] three_ = {3}, int64[1] minus_ = {-1}, int64[1] two_ = {2},
     int64[3] twice = {1, 0, -1}, int64[2,2] table = {3, 3, 0, 1}, int64[2] six = {2, 6},
@@ -204,7 +212,7 @@ def test_rules_are_torchs(name: str, shape: str) -> None:
     if name == "norm" and shape == "[n,m]":
         pytest.skip("the norm's axis has a fixed size everywhere")
     nodes = "\n".join(text.replace(") ", ")\n").split("\n"))
-    model = _scalar(f"(float{shape} w) => (float y) <{_CONSTANTS}> {{ {nodes} }}")
+    model = graph_of(f"(float{shape} w) => (float y) <{_CONSTANTS}> {{ {nodes} }}")
     model.graph.outputs[0].shape = None
     add_gradients(model, ["w"])
     weight = torch.tensor([[0.5, -1.2, 0.3, 0.9], [1.5, 0.25, -0.7, 2.0]], requires_grad=True)
@@ -212,7 +220,7 @@ def test_rules_are_torchs(name: str, shape: str) -> None:
     cotangent = torch.arange(1.0, output.numel() + 1).reshape(output.shape) / 10
     output.backward(cotangent)
     feeds = {"w": weight.detach().numpy(), cotangent_of("y"): cotangent.numpy()}
-    (ours,) = _run(model, feeds, [gradient_of("w")])
+    (ours,) = run(model, feeds, [gradient_of("w")])
     assert weight.grad is not None
     np.testing.assert_allclose(ours, weight.grad.numpy(), rtol=2e-5, atol=1e-6)
 
@@ -226,7 +234,7 @@ def test_tangent_rules_are_torchs(name: str, shape: str) -> None:
         pytest.skip("the norm's axis has a fixed size everywhere")
     nodes = "\n".join(f"w = Add(u, v) {text}".replace(") ", ")\n").split("\n"))
     inputs = f"float{shape} u, float{shape} v"
-    model = _scalar(f"({inputs}) => (float y) <{_CONSTANTS}> {{ {nodes} }}")
+    model = graph_of(f"({inputs}) => (float y) <{_CONSTANTS}> {{ {nodes} }}")
     model.graph.outputs[0].shape = None
     add_tangents(model, ["u", "v"])
     weight = torch.tensor([[0.5, -1.2, 0.3, 0.9], [1.5, 0.25, -0.7, 2.0]])
@@ -234,7 +242,7 @@ def test_tangent_rules_are_torchs(name: str, shape: str) -> None:
     expected = torch.func.jvp(function, (weight,), (tangent,))[1]
     zeros = np.zeros((2, 4), np.float32)
     feeds = {"u": weight.numpy(), "v": zeros, "u.tangent": tangent.numpy()}
-    (ours,) = _run(model, feeds | {"v.tangent": zeros}, ["y.tangent"])
+    (ours,) = run(model, feeds | {"v.tangent": zeros}, ["y.tangent"])
     np.testing.assert_allclose(ours, expected.numpy(), rtol=2e-5, atol=1e-6)
     graph = Graph(ir.to_proto(model).SerializeToString()).without(["v.tangent"])
     piece = graph.piece(["y.tangent"], ())
@@ -254,7 +262,7 @@ def test_a_weight_without_a_tangent_costs_nothing() -> None:
         f = Concat<axis=0>(d, e, u)
         y = LayerNormalization(f, v, v)
     """
-    model = _scalar(f"(float[n,4] u, float[4] v) => (float[k,4] y) <{_CONSTANTS}> {{ {nodes} }}")
+    model = graph_of(f"(float[n,4] u, float[4] v) => (float[k,4] y) <{_CONSTANTS}> {{ {nodes} }}")
     add_tangents(model, ["u", "v"])
     graph = Graph(ir.to_proto(model).SerializeToString())
 
@@ -319,22 +327,23 @@ def test_an_onnx_file_has_gradients_too(tmp_path: Path) -> None:
 
 
 def test_what_has_no_rule_in_a_file(tmp_path: Path) -> None:
-    onnx_to_bundle(save(classifier(opset=16), tmp_path / "c.onnx"), tmp_path / "c.edgezo")
-    with pytest.raises(InputError, match="GlobalAveragePool: tune the model with mezo or es"):
+    source = classifier(end="bent = Selu(scores)", output="bent")
+    onnx_to_bundle(save(source, tmp_path / "c.onnx"), tmp_path / "c.edgezo")
+    with pytest.raises(InputError, match="Selu: tune the model with mezo or es"):
         add_to_bundle(open_bundle(tmp_path / "c.edgezo"), tmp_path / "out.edgezo")
     assert not (tmp_path / "out.edgezo").exists()
 
 
 @pytest.mark.parametrize("add", [add_gradients, add_tangents])
 def test_a_node_without_a_rule_is_named(add: Callable[[ir.Model, list[str]], None]) -> None:
-    model = _scalar("(float[4] w) => (float[4] y) { a = Neg(w) y = HardSwish(a) }")
+    model = graph_of("(float[4] w) => (float[4] y) { a = Neg(w) y = HardSwish(a) }")
     list(model.graph)[1].name = "odd"
     with pytest.raises(InputError, match=r"no gradient of node 'odd', HardSwish"):
         add(model, ["w"])
 
 
 def test_integers_have_no_gradient() -> None:
-    model = _scalar("(int64[4] w) => (float[4] y) { y = Cast<to=1>(w) }")
+    model = graph_of("(int64[4] w) => (float[4] y) { y = Cast<to=1>(w) }")
     with pytest.raises(InputError, match="w is INT64, and only float32 weights have gradients"):
         add_gradients(model, ["w"])
 
@@ -346,7 +355,7 @@ def test_what_computes_in_another_dtype_is_named(
 ) -> None:
     """As an adapter in float32 over a model in float16 does: its derivative would be lost there."""
     nodes = f"a = Cast<to={dtype}>(w) b = Mul(a, a) y = Cast<to=1>(b)"
-    model = _scalar(f"(float[4] w) => (float[4] y) {{ {nodes} }}")
+    model = graph_of(f"(float[4] w) => (float[4] y) {{ {nodes} }}")
     next(iter(model.graph)).name = "odd"
     with pytest.raises(InputError, match=r"no gradient of node 'odd', Cast, in B?(FLOAT16|DOUBLE)"):
         add(model, ["w"])

@@ -13,12 +13,16 @@ import onnx
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from edgezo_export.gradients.bundle import DERIVED, add_to_bundle
 from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.model import Model, load
+from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 
 DATA = Path(__file__).parents[1] / "data"
 ROWS = 3
+STEP = 1e-4  # along the gradient: the loss bends over longer ways, and rounds over shorter ones
 
 
 @dataclass(frozen=True)
@@ -184,3 +188,33 @@ def test_each_weight_alone_moves_the_loss(case: tuple[Published, Model]) -> None
         assert sum(moved) == 1, name  # silero's branches have weights of their own
     for batch, losses in zip(asked, before, strict=True):
         np.testing.assert_array_equal(model.forward(batch)["losses"], losses)
+
+
+@pytest.mark.parametrize("name", ["magika", "rapidocr"])
+def test_gradients_of_published_files(name: str, exported: Path, tmp_path: Path) -> None:
+    """Forward mode agrees with reverse mode, and that with how the loss moves along it."""
+    file = FILES[name]
+    folder = exported / f"{name}.edgezo"
+    for added in DERIVED:
+        add_to_bundle(open_bundle(folder), tmp_path / added, added)
+        folder = tmp_path / added
+    model = load(folder, threads=1)
+    (batch,) = batches(file)
+    gradient: dict[str, np.ndarray] = {}
+    names = list(model.arena.views)
+    loss = model.descend(batch, names, gradient.__setitem__, False)
+    direction = Direction(0, 1)
+    z, starts = direction.draw(np, model.arena.size), model.arena.noise_offsets
+    slope = sum(
+        float(np.vdot(g.reshape(-1).astype(np.float64), z(starts[n], starts[n] + g.size)))
+        for n, g in gradient.items()
+    )
+    assert model.derivative(batch, direction) == pytest.approx((loss, slope), rel=2e-4)
+    length = np.sqrt(sum(np.vdot(g, g) for g in gradient.values()))
+    first = {n: view.copy() for n, view in model.arena.views.items()}
+    ends = []
+    for reach in (STEP, -STEP):
+        for n, view in model.arena.views.items():
+            view[...] = first[n] + gradient[n] * (reach / length)
+        ends.append(float(model.forward(batch)["losses"].astype(np.float64).mean()))
+    assert (ends[0] - ends[1]) / (2 * STEP) == pytest.approx(length, rel=0.02)

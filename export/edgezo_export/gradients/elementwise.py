@@ -96,11 +96,44 @@ def pow_slope(
 
 def _where(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
     condition, left, right = node.inputs
+    assert condition is not None and left is not None and right is not None
+    _choose(tape, node, condition, (left, right), only(cotangents))
+
+
+def _choose(
+    tape: Tape, node: ir.Node, left: ir.Value, sides: tuple[ir.Value, ir.Value], dy: ir.Value
+) -> None:
+    """Gives each element of `dy` to the left one of the sides where `left` is true."""
     zero = tape.number(0)
-    if left is not None and tape.wants(left):
-        _give(tape, node, left, tape.op("Where", condition, only(cotangents), zero))
-    if right is not None and tape.wants(right):
-        _give(tape, node, right, tape.op("Where", condition, zero, only(cotangents)))
+    for value, parts in zip(sides, ((dy, zero), (zero, dy)), strict=True):
+        if tape.wants(value):
+            _give(tape, node, value, tape.op("Where", left, *parts))
+
+
+def _extreme(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    _choose(tape, node, left_chosen(tape, node), extremes(node), only(cotangents))
+
+
+def extremes(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """Returns the two inputs of a maximum or minimum; raises InputError where there are others."""
+    if len(node.inputs) != 2:
+        raise no_gradient(node, ", of other than two inputs")
+    return _sides(node)
+
+
+def left_chosen(tape: Writer, node: ir.Node) -> ir.Value:
+    """Returns where a maximum or minimum is its left input; of equal ones it is the right."""
+    return tape.op("Greater" if node.op_type == "Max" else "Less", *extremes(node))
+
+
+def _clip(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    return tape.op("Where", tape.op("Equal", x, y), dy, tape.number(0))
+
+
+def _hard_sigmoid(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+    inside = tape.op("Where", tape.op("Greater", y, tape.number(0)), dy, tape.number(0))
+    inside = tape.op("Where", tape.op("Less", y, tape.number(1)), inside, tape.number(0))
+    return tape.op("Mul", inside, tape.number(node.attributes.get_float("alpha", 0.2)))
 
 
 def _gelu(tape: Writer, node: ir.Node, dy: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -155,6 +188,8 @@ SLOPES: Mapping[str, Slope] = {
     "Tanh": lambda tape, node, dy, x, y: tape.op("Mul", dy, _one_minus_square(tape, y)),
     "Sigmoid": _sigmoid,
     "Relu": _relu,
+    "Clip": _clip,
+    "HardSigmoid": _hard_sigmoid,
     "Erf": _erf,
     "Gelu": _gelu,
     "Cos": lambda tape, node, dy, x, y: tape.op("Neg", tape.op("Mul", dy, tape.op("Sin", x))),
@@ -170,5 +205,7 @@ RULES: Mapping[str, Any] = {
     "Div": _div,
     "Pow": _pow,
     "Where": _where,
+    "Max": _extreme,
+    "Min": _extreme,
     **{operator: _unary(slope) for operator, slope in SLOPES.items()},
 }

@@ -71,7 +71,9 @@ def _slice(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> 
         if padded is None:
             at, after = tape.constant([place]), tape.constant([place + 1])
             one = [
-                tape.op("Slice", value, at, after) if value is not None else tape.constant([1])
+                tape.constant([1])
+                if value is None
+                else tape.cast(tape.op("Slice", value, at, after), ir.DataType.INT64)
                 for value in (starts, ends, steps)
             ]
             whole = tape.op("Range", *_range_of(tape, x, axis, node))

@@ -11,9 +11,12 @@ import onnx_ir.passes.common as common_passes
 
 from edgezo_export.bundle_graph import bundle_graph
 from edgezo_export.gradients.writer import dims, no_gradient
+from edgezo_export.newer_opset import in_newer_opset
 from edgezo_runtime.bundle import QUANTIZED, Manifest
 from edgezo_runtime.errors import InputError
 
+#: The first opset in which all that rules write can be said.
+OPSET = 18
 #: What a derivative may pass through in principle; rules exist for float32 alone.
 _REALS = (
     ir.DataType.FLOAT,
@@ -51,9 +54,9 @@ def with_derivatives(
         add: differentiates a model by the graph inputs of these names.
 
     Raises:
-        InputError: a weight is quantised, or what `add` raises.
+        InputError: a weight is quantised, an operator is too old, or what `add` raises.
     """
-    model = bundle_graph(graph)
+    model = in_newer_opset(bundle_graph(graph), OPSET)
     add(model, _trained_names(manifest))
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
@@ -92,23 +95,16 @@ def _trained_names(manifest: Manifest) -> list[str]:
     return [p.name for p in parameters if p.init or not manifest.adapter]
 
 
-def differentiable(model: ir.Model, weights: Sequence[str], oldest: int) -> Path:
+def differentiable(model: ir.Model, weights: Sequence[str]) -> Path:
     """Returns the path from `weights`, and makes constants and shapes along it known.
 
     Args:
-        model: it is changed.
+        model: of opset `OPSET` or later; it is changed.
         weights: the graph inputs to differentiate by.
-        oldest: the first opset in which what its derivative needs can be said.
 
     Raises:
-        InputError: the opset is older, a weight is no float32, or nothing depends on it.
+        InputError: a weight is no float32, or nothing depends on it.
     """
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    if opset < oldest:
-        raise InputError(
-            f"the graph has opset {opset}, its gradients need {oldest} or later: export the "
-            "model again with a newer opset"
-        )
     common_passes.LiftConstantsToInitializersPass(size_limit=0, lift_all_constants=True)(model)
     common_passes.ShapeInferencePass()(model)
     graph = model.graph

@@ -1,4 +1,4 @@
-"""Reverse mode through sums, means, softmaxes and norms over axes."""
+"""Reverse mode through sums, means, extremes, softmaxes and norms over axes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from edgezo_export.gradients.movement import known_rank
 from edgezo_export.gradients.tape import Tape, only
 from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
 
+#: They reduce the axes behind rows and channels.
+POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+
 
 def reduced_axes(node: ir.Node) -> list[int]:
     """Returns the axes that `node` reduces; all of them if it names none."""
     given = node.attributes.get_ints("axes", [])
     rank = known_rank(node)
+    if node.op_type in POOLS:
+        return list(range(2, rank))
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     if axes is not None:
         if axes.const_value is None:
@@ -76,6 +81,19 @@ def _log_sum_exp(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None
     total = with_reduced(tape, node, node.outputs[0], axes)
     dy = with_reduced(tape, node, only(cotangents), axes)
     tape.give(x, tape.op("Mul", tape.op("Exp", tape.op("Sub", x, total)), dy))
+
+
+def extreme_shares(tape: Writer, node: ir.Node) -> ir.Value:
+    """Returns the slopes of a maximum or minimum by its elements: equal ones share it."""
+    x, axes = first(node), reduced_axes(node)
+    y = with_reduced(tape, node, node.outputs[0], axes)
+    reached = tape.cast(tape.op("Equal", x, y), ir.DataType.FLOAT)
+    return tape.op("Div", reached, tape.summed(reached, axes, keep=True)) if axes else reached
+
+
+def _extreme(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    dy = with_reduced(tape, node, only(cotangents), reduced_axes(node))
+    tape.give(first(node), tape.op("Mul", extreme_shares(tape, node), dy))
 
 
 def softmax_slope(tape: Writer, node: ir.Node, dy: ir.Value) -> ir.Value:
@@ -143,6 +161,10 @@ def _layer_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]
 RULES: Mapping[str, Any] = {
     "ReduceSum": _sum,
     "ReduceMean": _mean,
+    "GlobalAveragePool": _mean,
+    "GlobalMaxPool": _extreme,
+    "ReduceMax": _extreme,
+    "ReduceMin": _extreme,
     "ReduceLogSumExp": _log_sum_exp,
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,

@@ -28,8 +28,6 @@ from edgezo_export.gradients.tape import Tape
 from edgezo_runtime.bundle import Manifest
 from edgezo_runtime.first_order.graph import COLUMN_ROW_KEY, CUTS_KEY, cotangent_of, gradient_of
 
-_OLDEST = 16  # the opset in which scattered elements can be added up
-
 
 def gradient_graph(graph: bytes, manifest: Manifest, column_row: float = 1.0) -> bytes:
     """Returns the gradient graph of a bundle's graph, by all weights that may be trained.
@@ -60,7 +58,7 @@ def add_gradients(model: ir.Model, weights: Sequence[str], column_row: float = 1
         InputError: a node on the way has no rule, a weight is no float32, nothing depends on it,
             or `column_row` is out of range.
     """
-    path = differentiable(model, weights, _OLDEST)
+    path = differentiable(model, weights)
     graph, nodes, active = model.graph, path.nodes, path.active
     # An output's cotangent is an input, and not what the stages above have added up.
     cuts = [value for value in narrow_values(nodes, active) if not value.is_graph_output()]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from edgezo_export.gradients import elementwise, linear, movement, reductions
+from edgezo_export.gradients import channels, convolution, elementwise, linear, movement, reductions
 from edgezo_export.gradients.tape import Tape
 
 Rule = Callable[[Tape, ir.Node, Sequence[ir.Value | None]], None]
@@ -18,6 +18,8 @@ Rule = Callable[[Tape, ir.Node, Sequence[ir.Value | None]], None]
 RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     **linear.RULES,
+    **convolution.RULES,
+    **channels.RULES,
     **movement.RULES,
     **reductions.RULES,
 }

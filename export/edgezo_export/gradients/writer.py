@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgezo_runtime.errors import InputError
 
 _COMPUTED_WHOLE = ("Shape", "NonZero", "ArgMin")  # int64 whatever they take
+_WITH_PLACES = ("TopK", "MaxPool")  # int64 is their second output
 _COMPUTED_BOOL = ("Equal", "Greater", "Less", "Not")
 Dims = Sequence[int | str | None]
 
@@ -203,7 +204,7 @@ def _sizes(inputs: Sequence[ir.Value]) -> Mapping[str | None, tuple[ir.Value, in
 
 
 def _dtype(operator: str, inputs: Sequence[ir.Value | None], output: int) -> ir.DataType:
-    if operator in _COMPUTED_WHOLE or (operator, output) == ("TopK", 1):
+    if operator in _COMPUTED_WHOLE or (operator in _WITH_PLACES and output == 1):
         return ir.DataType.INT64
     if operator in _COMPUTED_BOOL:
         return ir.DataType.BOOL

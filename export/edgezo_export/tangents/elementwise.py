@@ -62,12 +62,21 @@ def _pow(tape: Tape, node: ir.Node) -> None:
 
 def _where(tape: Tape, node: ir.Node) -> None:
     condition, left, right = node.inputs
-    zero, output = tape.number(0), node.outputs[0]
-    dl, dr = tape.of(left), tape.of(right)
-    if left is not None and dl is not None:
-        tape.give_wide(output, tape.op("Where", condition, dl, zero), left)
-    if right is not None and dr is not None:
-        tape.give_wide(output, tape.op("Where", condition, zero, dr), right)
+    assert condition is not None and left is not None and right is not None
+    _choose(tape, node, condition, (left, right))
+
+
+def _extreme(tape: Tape, node: ir.Node) -> None:
+    _choose(tape, node, elementwise.left_chosen(tape, node), elementwise.extremes(node))
+
+
+def _choose(tape: Tape, node: ir.Node, left: ir.Value, sides: tuple[ir.Value, ir.Value]) -> None:
+    zero = tape.number(0)
+    for first_side, value in zip((True, False), sides, strict=True):
+        tangent = tape.of(value)
+        if tangent is not None:
+            parts = (tangent, zero) if first_side else (zero, tangent)
+            tape.give_wide(node.outputs[0], tape.op("Where", left, *parts), value)
 
 
 def _unary(slope: elementwise.Slope) -> Any:
@@ -87,5 +96,7 @@ RULES: Mapping[str, Any] = {
     "Div": _div,
     "Pow": _pow,
     "Where": _where,
+    "Max": _extreme,
+    "Min": _extreme,
     **{operator: _unary(slope) for operator, slope in elementwise.SLOPES.items()},
 }

@@ -26,8 +26,6 @@ from edgezo_export.tangents.tape import Tape
 from edgezo_runtime.bundle import Manifest
 from edgezo_runtime.first_order.graph import CUTS_KEY, tangent_of
 
-_OLDEST = 13  # the opset in which the axes of sums are inputs
-
 
 def tangent_graph(graph: bytes, manifest: Manifest) -> bytes:
     """Returns the tangent graph of a bundle's graph, along all weights that may be trained.
@@ -52,7 +50,7 @@ def add_tangents(model: ir.Model, weights: Sequence[str]) -> None:
     Raises:
         InputError: a node on the way has no rule, a weight is no float32, or nothing depends on it.
     """
-    path = differentiable(model, weights, _OLDEST)
+    path = differentiable(model, weights)
     graph = model.graph
     cuts = [v for v in narrow_values(path.nodes, path.active) if not v.is_graph_output()]
     tape = Tape(graph, path.nodes, path.active, path.wanted)

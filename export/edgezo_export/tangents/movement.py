@@ -39,6 +39,7 @@ RULES: Mapping[str, Any] = {
             "GatherElements",
             "ReduceSum",
             "ReduceMean",
+            "GlobalAveragePool",
         ),
         _same,
     ),

@@ -1,4 +1,4 @@
-"""Forward mode through softmaxes and norms over axes."""
+"""Forward mode through extremes, softmaxes and norms over axes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgezo_export.gradients.reductions import (
     Normalized,
+    extreme_shares,
     reduced_axes,
     softmax_slope,
     with_reduced,
@@ -18,12 +19,19 @@ from edgezo_export.tangents.tape import Tape
 
 
 def _log_sum_exp(tape: Tape, node: ir.Node) -> None:
-    x, axes, output = first(node), reduced_axes(node), node.outputs[0]
-    total = with_reduced(tape, node, output, axes)
-    share = tape.op("Exp", tape.op("Sub", x, total))
-    weighed = tape.op("Mul", share, tape.of(x))
-    keep = bool(node.attributes.get_int("keepdims", 1))
-    tape.give(output, tape.summed(weighed, axes, keep) if axes else weighed)
+    total = with_reduced(tape, node, node.outputs[0], reduced_axes(node))
+    _weigh(tape, node, tape.op("Exp", tape.op("Sub", first(node), total)))
+
+
+def _extreme(tape: Tape, node: ir.Node) -> None:
+    _weigh(tape, node, extreme_shares(tape, node))
+
+
+def _weigh(tape: Tape, node: ir.Node, shares: ir.Value) -> None:
+    """Gives the sum of the input's tangents, weighed with `shares`, over the reduced axes."""
+    axes, keep = reduced_axes(node), bool(node.attributes.get_int("keepdims", 1))
+    weighed = tape.op("Mul", shares, tape.of(first(node)))
+    tape.give(node.outputs[0], tape.summed(weighed, axes, keep) if axes else weighed)
 
 
 def _softmax(tape: Tape, node: ir.Node) -> None:
@@ -53,6 +61,9 @@ def _layer_norm(tape: Tape, node: ir.Node) -> None:
 
 
 RULES: Mapping[str, Any] = {
+    "GlobalMaxPool": _extreme,
+    "ReduceMax": _extreme,
+    "ReduceMin": _extreme,
     "ReduceLogSumExp": _log_sum_exp,
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,

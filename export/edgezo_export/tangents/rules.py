@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from edgezo_export.tangents import elementwise, linear, movement, reductions
+from edgezo_export.tangents import channels, convolution, elementwise, linear, movement, reductions
 from edgezo_export.tangents.tape import Tape
 
 Rule = Callable[[Tape, ir.Node], None]
@@ -18,6 +18,8 @@ Rule = Callable[[Tape, ir.Node], None]
 RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     **linear.RULES,
+    **convolution.RULES,
+    **channels.RULES,
     **movement.RULES,
     **reductions.RULES,
 }

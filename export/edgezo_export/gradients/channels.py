@@ -1,0 +1,77 @@
+"""Reverse mode through what images pass besides convolutions: fixed norms, and pools of maxima."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgezo_export.gradients.movement import known_rank
+from edgezo_export.gradients.tape import Tape, only
+from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
+
+
+class FixedNorm:
+    """A BatchNormalization by statistics that stay: each channel on a line of its own.
+
+    Raises:
+        InputError: the statistics are those of the batch, or of an unknown number of channels.
+    """
+
+    def __init__(self, tape: Writer, node: ir.Node) -> None:
+        self.x, self.scale, self.bias, self._mean, self._variance = node.inputs
+        own = dims(self._mean) if self._mean is not None else None
+        if node.attributes.get_int("training_mode", 0) or own is None:
+            raise no_gradient(node, ", by statistics of the batch")
+        if not isinstance(own[0], int):
+            raise no_gradient(node, ", of no known number of channels")
+        self._tape, self._epsilon = tape, node.attributes.get_float("epsilon", 1e-5)
+        self._ones, self._zeros = (
+            tape.constant(fill(own[0]), np.float32) for fill in (np.ones, np.zeros)
+        )
+        self.others = [axis for axis in range(known_rank(node)) if axis != 1]
+
+    def normalized(self) -> ir.Value:
+        """Returns the input before scale and bias."""
+        return self._norm(self.x, self._ones, self._mean)
+
+    def slope(self, dy: ir.Value) -> ir.Value:
+        """Returns the derivative by the input, a diagonal matrix, times `dy`."""
+        return self._norm(dy, self.scale, self._zeros)
+
+    def _norm(self, x: ir.Value | None, scale: ir.Value | None, mean: ir.Value | None) -> ir.Value:
+        inputs = (x, scale, self._zeros, mean, self._variance)
+        return self._tape.op("BatchNormalization", *inputs, epsilon=self._epsilon)
+
+
+def _batch_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    norm, dy = FixedNorm(tape, node), only(cotangents)
+    x, scale, bias, *statistics = node.inputs
+    if any(tape.wants(value) for value in statistics):
+        raise no_gradient(node, ", by the statistics that it divides by")
+    if bias is not None and tape.wants(bias):
+        tape.give(bias, tape.summed(dy, norm.others, keep=False))
+    if scale is not None and tape.wants(scale):
+        along = tape.op("Mul", dy, norm.normalized())
+        tape.give(scale, tape.summed(along, norm.others, keep=False))
+    if x is not None and tape.wants(x):
+        tape.give(x, norm.slope(dy))
+
+
+def chosen_places(tape: Writer, node: ir.Node) -> ir.Value:
+    """Returns where in its input, as one vector, each maximum of a MaxPool is: a vector, too."""
+    places = tape.ops("MaxPool", [first(node)], 2, **node.attributes)[1]
+    return tape.op("Reshape", places, tape.constant([-1]))
+
+
+def _max_pool(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
+    x, flat = first(node), tape.constant([-1])
+    zeros = tape.op("Reshape", tape.zeros(x), flat)
+    dy = tape.op("Reshape", cotangents[0], flat)
+    spread = tape.op("ScatterElements", zeros, chosen_places(tape, node), dy, reduction="add")
+    tape.give(x, tape.like(spread, x))
+
+
+RULES: Mapping[str, Any] = {"BatchNormalization": _batch_norm, "MaxPool": _max_pool}
