@@ -84,7 +84,7 @@ def test_weights_that_pass_through_the_card_are_refused(bundle: Path) -> None:
 def test_a_group_s_state_lies_on_the_card_and_the_rest_on_disk(bundle: Path) -> None:
     kept = begin(bundle, "cuda", "adamw")[1].method.state
     assert all(type(array) is cuda_stand_in.Array for array in kept.values())
-    idle = begin(bundle, "cuda", "hift-adamw")[1].method.state
+    idle = dict(begin(bundle, "cuda", "hift-adamw")[1].method.state)
     rate = idle.pop("rate")  # of the present cycle: one number
     assert type(rate) is np.ndarray
     assert all(type(array) is np.memmap for array in idle.values())
