@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,26 @@ from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
 class FixedNorm:
     """A BatchNormalization by statistics that stay: each channel on a line of its own.
 
+    Args:
+        tape: gets what is computed.
+        node: the normalisation.
+        moves: whether a value takes part in the derivative.
+
     Raises:
-        InputError: the statistics are those of the batch, or of an unknown number of channels.
+        InputError: the statistics are those of the batch, of an unknown number of channels, or take
+            part in the derivative.
     """
 
-    def __init__(self, tape: Writer, node: ir.Node) -> None:
-        self.x, self.scale, self.bias, self._mean, self._variance = node.inputs
-        own = dims(self._mean) if self._mean is not None else None
+    def __init__(self, tape: Writer, node: ir.Node, moves: Callable[[ir.Value], bool]) -> None:
+        inputs = [value for value in node.inputs if value is not None]
+        self.x, self.scale, self.bias, self._mean, self._variance = inputs
+        own = dims(self._mean)
         if node.attributes.get_int("training_mode", 0) or own is None:
             raise no_gradient(node, ", by statistics of the batch")
         if not isinstance(own[0], int):
             raise no_gradient(node, ", of no known number of channels")
+        if moves(self._mean) or moves(self._variance):
+            raise no_gradient(node, ", by the statistics that it divides by")
         self._tape, self._epsilon = tape, node.attributes.get_float("epsilon", 1e-5)
         self._ones, self._zeros = (
             tape.constant(fill(own[0]), np.float32) for fill in (np.ones, np.zeros)
@@ -41,23 +50,20 @@ class FixedNorm:
         """Returns the derivative by the input, a diagonal matrix, times `dy`."""
         return self._norm(dy, self.scale, self._zeros)
 
-    def _norm(self, x: ir.Value | None, scale: ir.Value | None, mean: ir.Value | None) -> ir.Value:
+    def _norm(self, x: ir.Value, scale: ir.Value, mean: ir.Value) -> ir.Value:
         inputs = (x, scale, self._zeros, mean, self._variance)
         return self._tape.op("BatchNormalization", *inputs, epsilon=self._epsilon)
 
 
 def _batch_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> None:
-    norm, dy = FixedNorm(tape, node), only(cotangents)
-    x, scale, bias, *statistics = node.inputs
-    if any(tape.wants(value) for value in statistics):
-        raise no_gradient(node, ", by the statistics that it divides by")
-    if bias is not None and tape.wants(bias):
-        tape.give(bias, tape.summed(dy, norm.others, keep=False))
-    if scale is not None and tape.wants(scale):
+    norm, dy = FixedNorm(tape, node, tape.wants), only(cotangents)
+    if tape.wants(norm.bias):
+        tape.give(norm.bias, tape.summed(dy, norm.others, keep=False))
+    if tape.wants(norm.scale):
         along = tape.op("Mul", dy, norm.normalized())
-        tape.give(scale, tape.summed(along, norm.others, keep=False))
-    if x is not None and tape.wants(x):
-        tape.give(x, norm.slope(dy))
+        tape.give(norm.scale, tape.summed(along, norm.others, keep=False))
+    if tape.wants(norm.x):
+        tape.give(norm.x, norm.slope(dy))
 
 
 def chosen_places(tape: Writer, node: ir.Node) -> ir.Value:

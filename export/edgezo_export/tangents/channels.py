@@ -8,16 +8,13 @@ from typing import Any
 import onnx_ir as ir
 
 from edgezo_export.gradients.channels import FixedNorm, chosen_places
-from edgezo_export.gradients.writer import first, no_gradient
+from edgezo_export.gradients.writer import first
 from edgezo_export.tangents.tape import Tape
 
 
 def _batch_norm(tape: Tape, node: ir.Node) -> None:
-    norm, output = FixedNorm(tape, node), node.outputs[0]
-    x, scale, bias, *statistics = node.inputs
-    if any(tape.of(value) is not None for value in statistics):
-        raise no_gradient(node, ", by the statistics that it divides by")
-    dx, dscale, dbias = tape.of(x), tape.of(scale), tape.of(bias)
+    norm = FixedNorm(tape, node, lambda value: tape.of(value) is not None)
+    output, dx, dscale, dbias = node.outputs[0], *map(tape.of, (norm.x, norm.scale, norm.bias))
     if dx is not None:
         tape.give(output, norm.slope(dx))
     if dscale is not None:

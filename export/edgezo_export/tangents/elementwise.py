@@ -71,11 +71,9 @@ def _extreme(tape: Tape, node: ir.Node) -> None:
 
 
 def _choose(tape: Tape, node: ir.Node, left: ir.Value, sides: tuple[ir.Value, ir.Value]) -> None:
-    zero = tape.number(0)
-    for first_side, value in zip((True, False), sides, strict=True):
-        tangent = tape.of(value)
+    zero, (dl, dr) = tape.number(0), map(tape.of, sides)
+    for value, tangent, parts in zip(sides, (dl, dr), ((dl, zero), (zero, dr)), strict=True):
         if tangent is not None:
-            parts = (tangent, zero) if first_side else (zero, tangent)
             tape.give_wide(node.outputs[0], tape.op("Where", left, *parts), value)
 
 
