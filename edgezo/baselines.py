@@ -20,7 +20,8 @@ IN_CONTEXT = 8
 #: The settings that a baseline depends on.
 SETTINGS = (
     "bundle", "data", "eval_data", "out", "prompt", "task", "template", "label_words", "examples",
-    "shots", "eval_examples", "objective", "max_tokens", "batch_size", "seed", "device", "threads",
+    "shots", "eval_examples", "objective", "metric", "max_tokens", "batch_size", "seed", "device",
+    "threads",
 )  # fmt: skip
 
 

@@ -53,7 +53,9 @@ class Settings:
             base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be, and
             predicts rows better that it was not fitted on.
         objective: what a step lowers; see `edgezo.objectives.batch_maker`.
-        max_tokens: longest answer, where the objective judges generated text.
+        metric: what held-out answers are judged by besides: ``"em"``, ``"f1"`` or ``"em,f1"`` of
+            generated text, ``"f1"`` of labels; None: the objective's, if it is one of these.
+        max_tokens: longest answer, where generated text is judged.
         method: a name from `edgezo methods`; None: the recipe's, with its settings.
         options: the method's other settings by name, as `edgezo methods` lists them.
         steps: number of steps; None: the recipe's, or 1000 where a method is named.
@@ -98,6 +100,7 @@ class Settings:
     virtual_tokens: int | None = None
     start: str | None = None
     objective: str = "loss"
+    metric: str | None = None
     max_tokens: int = 32
     method: str | None = None
     options: dict[str, Any] | None = None

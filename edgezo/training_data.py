@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgezo.answers import evaluate_answers
+from edgezo.answers import check_metrics, evaluate_answers
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.mixed import MIXED
 from edgezo.data.rows import Rows
@@ -76,6 +76,7 @@ def draw(model: Model, settings: Settings) -> Drawn:
     prompt = prompt.override(settings.task, settings.template, _words(settings.label_words))
     rows = read_data(settings.data, model, prompt)
     task = task_of(model, rows, prompt)  # of all rows: they say which labels there are
+    _metrics(task, settings)
     train, held_out = _divided(rows, settings, lambda path: read_data(path, model, prompt))
     return Drawn(task, prompt, rows.sha256, train, held_out)
 
@@ -134,17 +135,34 @@ def evaluate_held_out(
     rows: Rows | ArrayRows | None,
     settings: Settings,
 ) -> Metrics:
-    """Evaluates held-out examples, also by the metric of the objective."""
+    """Evaluates held-out examples, also by the settings' metric, or that of the objective."""
     found = evaluate(model, task, examples, settings.rows)
-    metric = ANSWER_METRICS.get(settings.objective)
-    if settings.objective == F1 and found.predictions is not None:
-        return with_label_f1(found, task, examples)
-    if metric is None or not isinstance(task, Generate) or not isinstance(rows, Rows):
+    names = _metrics(task, settings)
+    if not names:
         return found
+    if task.chooses:
+        return with_label_f1(found, task, examples)
+    assert isinstance(rows, Rows)  # they have completions
     tokens, size = settings.max_tokens, settings.rows
     return dataclasses.replace(
-        found, answers=evaluate_answers(model, task, rows, [metric], tokens, size)
+        found, answers=evaluate_answers(model, task, rows, names, tokens, size)
     )
+
+
+def _metrics(task: BaseTask, settings: Settings) -> list[str]:
+    """Returns the names of the metrics that held-out answers are judged by.
+
+    Raises:
+        InputError: there is no such metric, or the task's answers have none.
+    """
+    if settings.metric is None:
+        own = ANSWER_METRICS.get(settings.objective)
+        judged = isinstance(task, Generate) or (task.chooses and own == F1)
+        return [own] if own and judged else []
+    names = [name.strip() for name in settings.metric.split(",")]
+    if not (task.chooses and names == [F1]):
+        check_metrics(task, names)
+    return names
 
 
 def _divided(

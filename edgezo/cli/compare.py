@@ -46,8 +46,8 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
     "--config", type=click.Path(path_type=Path), help="YAML with a comparison; flags win."
 )
 @run_options(
-    "steps", "batch_size", "lr", "eps", "samples", "schedule", "tune", "objective", "max_tokens",
-    "examples", "shots", "eval_examples", "eval_every", "keep", "device", "threads",
+    "steps", "batch_size", "lr", "eps", "samples", "schedule", "tune", "objective", "metric",
+    "max_tokens", "examples", "shots", "eval_examples", "eval_every", "keep", "device", "threads",
 )  # fmt: skip
 @click.option(
     "--in-context",

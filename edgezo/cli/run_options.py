@@ -72,6 +72,9 @@ _OPTIONS: dict[str, Decorator] = {
         "[default: the recipe's; of a method base]",
     ),
     "objective": _option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]"),
+    "metric": _option(
+        "--metric", help="em, f1 or em,f1: also judge held-out answers; of labels f1."
+    ),
     "max_tokens": _option("--max-tokens", type=int, help="Longest answer to judge.  [default: 32]"),
     "method": _option("--method", help=f"{', '.join(METHODS)}.  [default: a recipe for the model]"),
     "steps": _option(

@@ -179,6 +179,31 @@ def test_a_run_with_an_objective(tiny_bundle: Path, tmp_path: Path) -> None:
     refused(called("resume", out), 2, "objective")
 
 
+def test_runs_and_baselines_are_judged_by_a_metric(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Steps lower the loss, and what is reported is what the answers are worth."""
+    rows = write_rows(
+        tmp_path / "rows.jsonl",
+        ({"prompt": row["text"], "completion": " good film"} for row in labelled(6)),
+    )
+    judged = ("--metric", "em,f1", "--max-tokens", 4, "--threads", 1, "--json")
+    done = called(
+        "compare", tiny_bundle, "--data", f"mine={rows}:{rows}", "--methods", "mezo",
+        "--steps", 2, "--batch-size", 3, "--keep-weights", "--out", tmp_path / "out", *judged,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    untuned, tuned = done.json["rows"]
+    run = tmp_path / "out" / tuned["run"]
+    for row, judge in ((untuned, tiny_bundle), (tuned, run)):
+        told = called("eval", judge, "--data", rows, *judged).json
+        assert {name: row[name] for name in ("em", "f1")} == {
+            name: told[name] for name in ("em", "f1")
+        }
+    words = write_rows(tmp_path / "words.jsonl", labelled(12))
+    flags = ("--data", words, "--eval-data", words, "--metric", "em")
+    refused(called("train", tiny_bundle, *flags, "--out", tmp_path / "no"), 2, "has no completion")
+    assert not (tmp_path / "no").exists()
+
+
 def test_labels_are_judged_by_their_f1(
     model: edgezo.Model, tiny_bundle: Path, tmp_path: Path
 ) -> None:
