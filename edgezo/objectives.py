@@ -15,7 +15,8 @@ from edgezo.data.arrays import ArrayRows
 from edgezo.data.rows import Rows
 from edgezo.evaluate import Metrics
 from edgezo.generate import generate_batch
-from edgezo.tasks import BaseTask, Generate
+from edgezo.settings import AUTO
+from edgezo.tasks import BaseTask, Choice, Generate
 from edgezo.tasks.base import BaseExample
 from edgezo_runtime.batch import ArrayBatch, BaseBatch, Batch, Forward, Outputs
 from edgezo_runtime.errors import InputError
@@ -33,12 +34,14 @@ LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH = (
     "f1",
     "exact-match",
 )
-OBJECTIVES = (LOSS, CROSS_ENTROPY, ACCURACY, F1, EXACT_MATCH)
 #: Those that are a mean over rows or tokens.
-MEANS = (LOSS, CROSS_ENTROPY)
+MEANS = (LOSS, CROSS_ENTROPY, AUTO)
+OBJECTIVES = (*MEANS, ACCURACY, F1, EXACT_MATCH)
 #: The metric that belongs to an objective which is not the loss, nor accuracy.
 ANSWER_METRICS = {F1: "f1", EXACT_MATCH: "em"}
 MAX_TOKENS = 32
+#: Rows of more options than these on average are read for their right one alone.
+_FEW_OPTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,19 @@ class ScoredBatch(BaseBatch):
         return 1 - self.score(model)
 
 
+def settled(objective: str, task: BaseTask, examples: Sequence[BaseExample]) -> str:
+    """Returns what ``"auto"`` stands for with some rows, and any other objective as it is.
+
+    That is the cross-entropy over a row's options where they are few, and else the task's own loss:
+    what raises the right option's probability may raise the others' as well, but to read them all
+    multiplies what a step takes.
+    """
+    if objective != AUTO:
+        return objective
+    few = sum(e.sequences for e in examples) <= _FEW_OPTIONS * len(examples)
+    return CROSS_ENTROPY if isinstance(task, Choice) and few else LOSS
+
+
 def batch_maker(
     task: BaseTask,
     rows: Rows | ArrayRows,
@@ -78,7 +94,8 @@ def batch_maker(
         task: made the examples.
         rows: the data.
         examples: of the rows.
-        objective: ``"loss"``, the task's own; ``"cross-entropy"`` over a row's options;
+        objective: ``"loss"``, the task's own; ``"cross-entropy"`` over a row's options; ``"auto"``,
+            see `settled`;
             ``"accuracy"``; ``"f1"``, over words of generated answers, else the macro average over
             the labels; ``"exact-match"`` of generated answers; or a function of the answers and
             their rows, whose mean is to rise. Of a task with labels the answers are labels, of
@@ -96,6 +113,8 @@ def batch_maker(
     def chosen(indices: np.ndarray) -> list[Any]:
         return [examples[i] for i in indices]
 
+    if isinstance(objective, str):
+        objective = settled(objective, task, examples)
     if objective == LOSS:
         return lambda indices: task.training_batch(chosen(indices))
     if isinstance(objective, str) and objective not in OBJECTIVES:
@@ -106,7 +125,7 @@ def batch_maker(
         raise InputError(
             f"task {task.name} {'generates no text' if task.chooses else 'chooses no labels'} that "
             f"objective {_name(objective)} could judge; use "
-            + (", ".join(OBJECTIVES[:4]) if task.chooses else LOSS)
+            + (", ".join(OBJECTIVES[:-1]) if task.chooses else LOSS)
         )
     if objective == CROSS_ENTROPY:
         return lambda indices: task.collate(chosen(indices))

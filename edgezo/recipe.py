@@ -29,6 +29,7 @@ class Recipe:
     lr: float | str | None = None
     steps: int = 1000
     start: str = BASE
+    objective: str = AUTO
 
 
 #: By what is tuned: a word of `--tune`, the arrays that a model takes, or weights in float16.

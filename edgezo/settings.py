@@ -52,7 +52,8 @@ class Settings:
         start: ``"base"``; ``"probe"``: the labels' rows of the last matrix are first fitted on the
             base's features, see `edgezo.head_start`; or ``"auto"``: that where it can be, and
             predicts rows better that it was not fitted on.
-        objective: what a step lowers; see `edgezo.objectives.batch_maker`.
+        objective: what a step lowers; see `edgezo.objectives.batch_maker`. None: the recipe's, or
+            the task's own loss where a method is named.
         metric: what held-out answers are judged by besides: ``"em"``, ``"f1"`` or ``"em,f1"`` of
             generated text, ``"f1"`` of labels; None: the objective's, if it is one of these.
         max_tokens: longest answer, where generated text is judged.
@@ -99,7 +100,7 @@ class Settings:
     rslora: bool | None = None
     virtual_tokens: int | None = None
     start: str | None = None
-    objective: str = "loss"
+    objective: str | None = None
     metric: str | None = None
     max_tokens: int = 32
     method: str | None = None
@@ -215,6 +216,7 @@ class RunSettings(Settings):
     """Settings of a run, with nothing left open; the defaults are those of a named method."""
 
     tune: str = FULL
+    objective: str = "loss"
     method: str = "mezo"
     steps: int = 1000
     start: str = BASE

@@ -21,9 +21,10 @@ from edgezo.objectives import (
     BatchMaker,
     batch_maker,
     parted,
+    settled,
     with_label_f1,
 )
-from edgezo.settings import AUTO, PROBE, Settings
+from edgezo.settings import AUTO, PROBE, RunSettings
 from edgezo.tasks import Classify, Generate, Prompt, load_prompt, read_data, task_of
 from edgezo.tasks.base import BaseExample, BaseTask
 from edgezo.tasks.labels import parse_label_words
@@ -66,7 +67,7 @@ class Drawn:
     held_out: Rows | ArrayRows | None
 
 
-def draw(model: Model, settings: Settings) -> Drawn:
+def draw(model: Model, settings: RunSettings) -> Drawn:
     """Reads a run's data and takes the rows that its settings ask for.
 
     Raises:
@@ -81,7 +82,7 @@ def draw(model: Model, settings: Settings) -> Drawn:
     return Drawn(task, prompt, rows.sha256, train, held_out)
 
 
-def prepare(model: Model, settings: Settings) -> TrainingData:
+def prepare(model: Model, settings: RunSettings) -> TrainingData:
     """Reads a run's data and makes its examples.
 
     Where the run may start from a probe, labels whose words begin alike are told apart by tokens
@@ -90,9 +91,10 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
     drawn = draw(model, settings)
     task = _to_fit(model, drawn.task) if settings.start in (PROBE, AUTO) else drawn.task
     train_examples = task.encode_rows(drawn.train)
-    make = batch_maker(task, drawn.train, train_examples, settings.objective, settings.max_tokens)
+    objective = settled(settings.objective, task, train_examples)
+    make = batch_maker(task, drawn.train, train_examples, objective, settings.max_tokens)
     if settings.micro_batch:
-        make = parted(make, settings.micro_batch, settings.objective)
+        make = parted(make, settings.micro_batch, objective)
     notes: dict[str, Any] = {
         "task": task.settings(),
         "data": drawn.sha256,
@@ -104,8 +106,8 @@ def prepare(model: Model, settings: Settings) -> TrainingData:
         notes["order"]["micro_batch"] = settings.micro_batch
     if drawn.prompt.columns:
         notes["columns"] = dict(drawn.prompt.columns)
-    if settings.objective != LOSS:
-        notes["objective"] = {"name": settings.objective, "max_tokens": settings.max_tokens}
+    if objective != LOSS:
+        notes["objective"] = {"name": objective, "max_tokens": settings.max_tokens}
     if settings.prefix_cache:
         notes["prefix_cache"] = settings.prefix_cache
     asked = {"examples": settings.examples, "shots": settings.shots}
@@ -133,7 +135,7 @@ def evaluate_held_out(
     task: BaseTask,
     examples: Sequence[BaseExample],
     rows: Rows | ArrayRows | None,
-    settings: Settings,
+    settings: RunSettings,
 ) -> Metrics:
     """Evaluates held-out examples, also by the settings' metric, or that of the objective."""
     found = evaluate(model, task, examples, settings.rows)
@@ -149,7 +151,7 @@ def evaluate_held_out(
     )
 
 
-def _metrics(task: BaseTask, settings: Settings) -> list[str]:
+def _metrics(task: BaseTask, settings: RunSettings) -> list[str]:
     """Returns the names of the metrics that held-out answers are judged by.
 
     Raises:
@@ -166,7 +168,7 @@ def _metrics(task: BaseTask, settings: Settings) -> list[str]:
 
 
 def _divided(
-    rows: Rows | ArrayRows, settings: Settings, read: Callable[[str], Rows | ArrayRows]
+    rows: Rows | ArrayRows, settings: RunSettings, read: Callable[[str], Rows | ArrayRows]
 ) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
     """Returns the rows to train on and the held-out ones, as the settings draw them."""
     held_out = read(settings.eval_data) if settings.eval_data else None

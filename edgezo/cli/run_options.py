@@ -71,7 +71,9 @@ _OPTIONS: dict[str, Decorator] = {
         help="base, probe (first fit the labels on the base's features), or auto.  "
         "[default: the recipe's; of a method base]",
     ),
-    "objective": _option("--objective", help=f"{', '.join(OBJECTIVES)}.  [default: loss]"),
+    "objective": _option(
+        "--objective", help=f"{', '.join(OBJECTIVES)}.  [default: auto; of a method loss]"
+    ),
     "metric": _option(
         "--metric", help="em, f1 or em,f1: also judge held-out answers; of labels f1."
     ),

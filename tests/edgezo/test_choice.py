@@ -16,6 +16,7 @@ from edgezo.data import eval_batches, rows_from
 from edgezo.tasks import Choice, make_task, task_from_settings
 from edgezo_runtime.batch import OptionLoss, TokenLoss
 from edgezo_runtime.errors import InputError
+from edgezo_runtime.journal import read
 from edgezo_runtime.options import Shared
 from edgezo_runtime.text import Tokenizer
 
@@ -98,6 +99,32 @@ def test_a_shared_prompt_is_read_once(tiny_bundle: Path, monkeypatch: pytest.Mon
         edgezo.Tuner(tuned, lr=1e-2, seed=1).step(batch)
     assert model.loss(batch) == pytest.approx(plain.loss(batch), rel=1e-4)
     assert model.loss(batch) != pytest.approx(expected.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "expected"), [(8, "cross-entropy"), (9, "loss")])
+def test_the_recipe_reads_few_options_and_the_right_one_of_many(
+    tiny_bundle: Path, tmp_path: Path, options: int, expected: str
+) -> None:
+    """The journal says what was lowered: nothing where that is the task's own loss."""
+    rows = write_rows(
+        tmp_path / "rows.jsonl",
+        (
+            {
+                "prompt": words(i, 4),
+                "choices": [words(i + k, 2) for k in range(options)],
+                "label": 1,
+            }
+            for i in range(4)
+        ),
+    )
+    flags = ("--data", rows, "--steps", 1, "--batch-size", 2, "--threads", 1)
+    for name, asked in (("recipe", ()), ("named", ("--objective", expected))):
+        done = called("train", tiny_bundle, *flags, *asked, "--out", tmp_path / name)
+        assert done.status == 0, done.err
+    chosen, named = (read(tmp_path / n / "journal.ezj") for n in ("recipe", "named"))
+    assert chosen.header == named.header and chosen.records == named.records
+    told = chosen.header.get("objective", {"name": "loss"})
+    assert told["name"] == expected
 
 
 def test_labels_are_numbers_texts_or_lists(tokenizer: Tokenizer) -> None:

@@ -71,6 +71,9 @@ def test_patterns_and_scales_among_what_is_tuned() -> None:
             {"method": "fzoo", "tune": "full", "steps": 1000, "samples": None, "lr": None},
         ),
         ({"method": "es", "tune": "upper"}, {"tune": "upper", "steps": 1000, "eps": None}),
+        ({}, {"objective": "auto"}),
+        ({"method": "mezo"}, {"objective": "loss"}),
+        ({"objective": "accuracy"}, {"objective": "accuracy"}),
     ],
 )
 def test_what_is_named_wins(
