@@ -377,11 +377,18 @@ def _fields(run: Run, family: str) -> dict[str, Any]:
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes what `FIELDS` names of each row as one list, a row a line.
 
+    The accuracy of generated answers is the share that is right word for word.
+
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    lines = [finite_json({name: row[name] for name in FIELDS}) for row in rows]
+    lines = [finite_json({name: row[name] for name in FIELDS} | _right(row)) for row in rows]
     write_text(out / ROWS, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def _right(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = row["accuracy"]
+    return {"accuracy": row.get("em") if found is None else found}
 
 
 def _keep(out: Path, row: dict[str, Any]) -> dict[str, Any]:

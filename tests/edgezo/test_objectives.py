@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_objectives_that_do_not_go_with_a_task(model: edgezo.Model, tmp_path: Pa
     texts = [{"text": row["text"]} for row in ROWS]
     completions = [{"prompt": "a", "completion": "b"}]
     for rows, objective, message in (
-        (ROWS, "bleu", "objective is 'bleu'; use one of loss, cross-entropy, accuracy, f1"),
+        (ROWS, "bleu", "objective is 'bleu'; use one of loss, cross-entropy, auto, accuracy, f1"),
         (ROWS, "exact-match", "generates no text"),
         (texts, "accuracy", "task text chooses no labels"),
         (texts, lambda a, r: 1.0, "task text chooses no labels that objective <lambda>"),
@@ -193,6 +194,8 @@ def test_runs_and_baselines_are_judged_by_a_metric(tiny_bundle: Path, tmp_path: 
     assert done.status == 0, done.err
     untuned, tuned = done.json["rows"]
     run = tmp_path / "out" / tuned["run"]
+    kept = json.loads((tmp_path / "out" / "accuracy.json").read_text("utf-8"))
+    assert [row["accuracy"] for row in kept] == [untuned["em"], tuned["em"]]
     for row, judge in ((untuned, tiny_bundle), (tuned, run)):
         told = called("eval", judge, "--data", rows, *judged).json
         assert {name: row[name] for name in ("em", "f1")} == {
