@@ -58,6 +58,10 @@ class ZoAdaMu(Everywhere):
     def scalars(self) -> int:
         return 1
 
+    @property
+    def late(self) -> bool:
+        return True
+
     def state_layout(self) -> dict[str, tuple[type[np.generic], int]]:
         return {"momentum": (np.float32, self.arena.size)}
 
@@ -100,7 +104,7 @@ class ZoAdaMu(Everywhere):
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         slope = slopes[0].value
-        length, sign = np.float32(walk.lr * slope), np.float32(np.sign(slope))
+        length, sign = walk.rounded(walk.lr * slope, np.sign(slope))
         delta = np.float32(self.delta)
         mixed, new, old = self._mixed(walk.number)
 
