@@ -37,8 +37,7 @@ from edgezo_runtime.devices.cuda import CudaDevice
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
-from edgezo_runtime.methods import make
-from edgezo_runtime.methods.rules import Sgd
+from edgezo_runtime.methods import Method, make
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
@@ -192,7 +191,7 @@ def test_a_step_that_waits_once_is_the_same(
     card: Device, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passes that are queued while the one before is computed, on shapes that come back."""
-    monkeypatch.setattr(Sgd, "late", False)
+    monkeypatch.setattr(Method, "late", False)
     found = []
     for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
         model = load(bundle, device="cuda")

@@ -19,8 +19,7 @@ from edgezo_runtime.devices import CpuDevice, Device, cuda, cuda_sweep, open_dev
 from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.methods import make
-from edgezo_runtime.methods.rules import Sgd
+from edgezo_runtime.methods import Method, make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.weights import Weights
@@ -178,7 +177,7 @@ def test_a_step_waits_once_all_its_passes_are_queued(
         events.append("waited")
         synchronize(event)
 
-    monkeypatch.setattr(Sgd, "late", False)
+    monkeypatch.setattr(Method, "late", False)
     monkeypatch.setattr(cuda.CudaDevice, "bring", queue)
     monkeypatch.setattr(cuda_stand_in.Event, "synchronize", wait)
     model = load(write_classifier(tmp_path), device="cuda")
@@ -194,7 +193,7 @@ def test_a_step_waits_once_all_its_passes_are_queued(
 def test_a_step_that_waits_once_is_the_same(
     card: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sgd, "late", False)
+    monkeypatch.setattr(Method, "late", False)
     bundle, found = write_classifier(tmp_path), []
     for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
         model = load(bundle, device="cuda")

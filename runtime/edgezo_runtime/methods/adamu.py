@@ -58,10 +58,6 @@ class ZoAdaMu(Everywhere):
     def scalars(self) -> int:
         return 1
 
-    @property
-    def late(self) -> bool:
-        return True
-
     def state_layout(self) -> dict[str, tuple[type[np.generic], int]]:
         return {"momentum": (np.float32, self.arena.size)}
 

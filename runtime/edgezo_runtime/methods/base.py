@@ -274,7 +274,7 @@ class Method(abc.ABC):
     @property
     def late(self) -> bool:
         """Whether steps take numbers that only the device knows yet: they branch on none."""
-        return False
+        return True
 
     @functools.cached_property
     def narrow(self) -> bool:

@@ -32,10 +32,6 @@ class _Recomputed(Method):
     def memory(self) -> int:
         return max(super().memory, self.window - 1)
 
-    @property
-    def late(self) -> bool:
-        return True
-
     def earlier(self, number: int) -> list[tuple[int, AnyDirection, float]]:
         """Returns age, direction and slope of each earlier estimate that was not skipped."""
         return [

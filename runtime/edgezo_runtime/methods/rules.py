@@ -34,10 +34,6 @@ class Sgd(Method):
         )
 
     @property
-    def late(self) -> bool:
-        return True
-
-    @property
     def updates_at_once(self) -> bool:
         return self.estimates == 1
 
@@ -64,10 +60,6 @@ class FixedLength(Sgd):
 
 class Stateful(Method):
     """A rule that goes through the weights element by element."""
-
-    @property
-    def late(self) -> bool:
-        return True
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         self.restore(slopes)

@@ -63,10 +63,6 @@ class MezoSvrg(Everywhere):
     def memory(self) -> int:
         return self.interval
 
-    @property
-    def late(self) -> bool:
-        return True
-
     def state_layout(self) -> dict[str, tuple[type[np.generic], int]]:
         return {"anchor": (np.float32, self.arena.size)}
 
