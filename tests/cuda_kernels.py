@@ -1,18 +1,19 @@
-"""The arithmetic of sweep.cu and rule.cu in NumPy, on what the kernels are handed."""
+"""The arithmetic of sweep.cu, rule.cu and record.cu in NumPy, on what the kernels are handed."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.devices import cuda_rule
+from edgezo_runtime.devices import cuda_record, cuda_rule
 from edgezo_runtime.devices.cuda_chunks import CHUNK
 from edgezo_runtime.devices.cuda_noise import MATRIX
+from edgezo_runtime.devices.program import Program
 from edgezo_runtime.devices.trace import Formula
 from edgezo_runtime.noise import BLOCK_SIZE, POOL_SIZE
 from edgezo_runtime.philox import philox
@@ -38,14 +39,14 @@ def kernel(file: str, name: str, given: tuple[tuple[str, Any], ...], formula: st
             coefficient, decay = term["coefficient"], term["decay"]
             if not moves(direction, chunk):
                 continue
-            if term["slope"]:
-                skipped, slope = (_number(term[key]) for key in ("skipped", "slope"))
-                if skipped and not term["back"]:
+            if term["skipped"]:
+                skipped = _number(term["skipped"])
+                if skipped and not coefficient:
                     continue
                 if skipped:
                     decay = np.float32(1)
                 else:
-                    coefficient = np.float32(term["back"] - term["rate"] * slope)
+                    coefficient = _single(term["late"]) if term["late"] else term["taken"]
             sign, values = elements(direction, chunk, settings["PLAIN"])
             wide = weights_of(buffer, chunk, dtype) + sign * (values * coefficient)
             put_back(buffer, chunk, dtype, wide, decay)
@@ -84,6 +85,8 @@ def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bo
     def update(buffer: np.ndarray, chunk: Any, packed: np.ndarray) -> None:
         assert packed.dtype == cuda_rule.arguments(formula, states)
         rule = packed[0]
+        if formula.late and _number(rule["skipped"]):
+            return
         directions = rule["directions"][: formula.directions]
         if len(directions) and not moves(directions[0], chunk):
             return
@@ -93,7 +96,8 @@ def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bo
             for address in rule["state"][:states]
         ]
         weights = weights_of(buffer, chunk, dtype)
-        values = evaluate(formula, weights, [array.copy() for array in state], zs, rule["numbers"])
+        given = rule["numbers"], [_single(address) for address in rule["late"][: len(formula.late)]]
+        values = evaluate(formula, weights, [array.copy() for array in state], zs, *given)
         for i, place in formula.changed:
             state[i][...] = values[place]
         put_back(buffer, chunk, dtype, values[formula.weights], rule["decay"])
@@ -102,18 +106,48 @@ def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bo
 
 
 def evaluate(
-    formula: Formula, weights: Any, state: Any, zs: Any, numbers: Any = None
-) -> list[np.ndarray]:
+    formula: Formula, weights: Any, state: Any, zs: Any, numbers: Any = None, late: Any = ()
+) -> list[Any]:
     """Returns what each node of a formula gives."""
     found = formula.numbers if numbers is None else numbers
-    given = {"weights": [weights], "state": state, "z": zs, "number": found}
-    values: list[np.ndarray] = []
-    for operation, *operands in formula.nodes:
+    given = {"weights": [weights], "state": state, "z": zs, "number": found, "late": late}
+    return _values(formula.nodes, given)
+
+
+def record_kernel(made: Program) -> Launch:
+    """Stands for `cuda_record.kernel`."""
+    assert len(cuda_record.code(made).splitlines()) > len(made.nodes)
+
+    def compute(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        table, lr, most, out = arguments
+        (given,) = np.asarray(table).view(cuda_record.given(made))
+        assert grid == block == (1,) and lr.dtype == most.dtype == np.float32
+        cells = [np.float64(_number(each)) for each in given["cells"][: len(made.cells)]]
+        assert len(out) == 1 + len(made.outputs) + len(cells) and out.dtype == np.float64
+        with np.errstate(all="ignore"):
+            values = _values(made.nodes, {"cell": cells, "number": given["numbers"]})
+            found = np.array([values[place] for place in made.outputs]).astype(np.float32)
+            skipped = not (np.isfinite(found * lr) & (abs(found) <= most)).all()
+        out[:] = [skipped, *found, *cells]
+
+    return compute
+
+
+def _values(nodes: tuple[Any, ...], given: Mapping[str, Any]) -> list[Any]:
+    values: list[Any] = []
+    for operation, *operands in nodes:
         if operation in given:
             values.append(given[operation][operands[0] if operands else 0])
         else:
             values.append(getattr(np, operation)(*(values[place] for place in operands)))
     return values
+
+
+def _single(address: int) -> np.float32:
+    """Returns what the card's cell at an address holds, a float32."""
+    number = np.float32(_number(address))
+    assert number == _number(address) or number != number
+    return number
 
 
 def _launch(work: Callable[[np.ndarray, Any, np.ndarray], None]) -> Launch:

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.devices import Binder, cuda, cuda_noise, cuda_rule, cuda_slope, cuda_sweep
+from edgezo_runtime.devices import (
+    Binder,
+    cuda,
+    cuda_loss,
+    cuda_noise,
+    cuda_record,
+    cuda_rule,
+    cuda_sweep,
+)
 from edgezo_runtime.devices.cpu import CpuDevice, alias
 from edgezo_runtime.noise import POOL_SIZE
 
@@ -208,22 +216,7 @@ def _choice(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> 
     loss[0] = (whole - scores[np.arange(rows), np.asarray(labels)]).sum() / rows
 
 
-def _slope(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-    higher, lower, span, clip, lr, most, index, sheet = arguments
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = (np.asarray(higher)[0] - np.asarray(lower)[0]) / span
-        found = -clip if found < -clip else clip if found > clip else found
-        rounded = np.float32(found)
-        usable = np.isfinite(rounded * lr) and abs(rounded) <= most
-    if index == 0:
-        sheet[0] = 0
-    if not usable:
-        sheet[0] = 1
-    row = slice(3 * int(index) + 1, 3 * int(index) + 4)
-    sheet[row] = [float(np.asarray(higher)[0]), float(np.asarray(lower)[0]), float(rounded)]
-
-
-_KERNELS = {"total": _total, "choice": _choice, "slope": _slope}
+_KERNELS = {"total": _total, "choice": _choice}
 
 
 def _asarray(values: np.ndarray) -> Array:
@@ -278,11 +271,12 @@ def module(cards: int = 1) -> types.ModuleType:
 def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
     """Makes `device="cuda"` the stand-in until the test ends."""
     monkeypatch.setitem(__import__("sys").modules, "cupy", module(cards))
-    for cached in (cuda_noise._pool, cuda_slope._module):
+    for cached in (cuda_noise._pool, cuda_loss._module):
         cached.cache_clear()
     cuda_kernels.pools.clear()
     monkeypatch.setattr(cuda_sweep, "kernel", cuda_kernels.kernel)
     monkeypatch.setattr(cuda_rule, "kernel", cuda_kernels.rule_kernel)
+    monkeypatch.setattr(cuda_record, "kernel", cuda_kernels.record_kernel)
     host = CpuDevice(1)
 
     def open_session(

@@ -20,7 +20,7 @@ from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import GradientSession, Taker
 from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.options import OptionSession, Shared
 from edgezo_runtime.ort import onnxruntime
@@ -213,7 +213,7 @@ class Model:
         outputs = self.start(batch)
         return lambda: batch.objective.loss(outputs())
 
-    def stay(self, batch: BaseBatch) -> LateLoss | None:
+    def stay(self, batch: BaseBatch) -> LateNumber | None:
         """Starts what `loss` needs, as `later` does; the loss stays on the device.
 
         Where the host computes it, nothing is started, and None returned.

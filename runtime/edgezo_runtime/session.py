@@ -20,7 +20,7 @@ from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber
 from edgezo_runtime.layout import MASK, Layout
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.prefix_cache import PrefixCache
@@ -112,7 +112,7 @@ class Session:
 
         return outputs
 
-    def stay(self, batch: BaseBatch) -> LateLoss | None:
+    def stay(self, batch: BaseBatch) -> LateNumber | None:
         """Starts a forward pass whose mean loss stays on the device.
 
         Where the host computes it, nothing is started, and None returned.

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgezo_runtime import dtypes
 from edgezo_runtime.bundle import Parameter
-from edgezo_runtime.late import LateSlope
+from edgezo_runtime.late import Single
 from edgezo_runtime.noise import AnyDirection
 
 ONE = np.float32(1)
@@ -39,21 +39,19 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Term):
-    """The term of an update down a slope g that only the device knows yet.
+    """The term of an update, where only the device knows yet whether its step is skipped.
 
-    ``w <- (w + (back - rate * g) * z) * decay`` with the coefficient rounded from float64; if g's
-    step is skipped, ``w <- w + back * z``, and nothing at all where `back` is 0.
+    ``w <- (w + taken * z) * decay``; if the step is skipped, ``w <- w + coefficient * z``, and
+    nothing at all where that is 0.
 
     Attributes:
-        coefficient: `back`, rounded.
-        slope: g, a `LateSlope`.
-        back: how far along z the way back is.
-        rate: how far the update goes for each unit of g.
+        coefficient: the way back to the weights before the step.
+        taken: the way back and down.
+        skipped: the device's array of whether the step is skipped, (1,) float64: 0 if it is not.
     """
 
-    slope: LateSlope
-    back: float
-    rate: float
+    taken: Single
+    skipped: Any
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,13 @@ class Sweeper(abc.ABC):
 
     Attributes:
         most_terms: that one pass over the memory takes.
-        descends: whether it takes a `Descent`.
+        descends: whether it takes a `Descent`, and a rule of `LateSingle`s.
+        most_directions: that such a rule takes.
     """
 
     most_terms = 4
     descends = False
+    most_directions = 0
 
     def foresee(self, groups: Sequence[Sequence[Term]]) -> None:  # noqa: B027 - most go on at once
         """Is told what will be added before each of the next losses; see `Arena.foresee`."""

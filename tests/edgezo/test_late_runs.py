@@ -16,7 +16,7 @@ from edgezo.settings import Settings
 from edgezo.train import resume, train
 from edgezo.tuner import Step
 from edgezo_runtime.journal import NAME, read
-from edgezo_runtime.methods.rules import Sgd
+from edgezo_runtime.methods import Method
 
 
 class Watch(Callback):
@@ -35,8 +35,9 @@ class Watch(Callback):
         return self._left == 0
 
 
+@pytest.mark.parametrize("method", ["mezo", "fzoo", "zo-adam"])
 def test_every_step_is_told_and_kept(
-    tiny_bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Also by a run that is stopped; nothing but the moment differs from steps that wait."""
     cuda_stand_in.install(monkeypatch)
@@ -45,7 +46,7 @@ def test_every_step_is_told_and_kept(
         "data": str(data / "train.jsonl"),
         "eval_data": str(data / "dev.jsonl"),
         "device": "cuda",
-        "method": "mezo",
+        "method": method,
         "steps": 9,
         "batch_size": 4,
         "lr": 1e-3,
@@ -56,7 +57,7 @@ def test_every_step_is_told_and_kept(
     found = []
     for name, stop in (("late", 99), ("stopped", 7), ("known", 99)):
         if name == "known":
-            monkeypatch.setattr(Sgd, "late", False)
+            monkeypatch.setattr(Method, "late", False)
         watch, out = Watch(stop), tmp_path / name
         result = train(Settings.from_dict({**fields, "out": str(out)}, "the test"), watch)
         assert watch.seen == [*range(1, result.steps + 1)]

@@ -1,9 +1,10 @@
-"""Steps whose slopes only the device knows at first, against steps that wait for their losses."""
+"""Steps whose numbers only the device knows at first, against steps that wait for their losses."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.batch import ArrayBatch, CandidateLoss, Objective, RowLoss, TokenLoss
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, cuda
-from edgezo_runtime.devices.cuda_slope import CardLoss
+from edgezo_runtime.devices.cuda_loss import mean_loss
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.journal import NAME, JournalWriter
+from edgezo_runtime.late import CELL, LateNumber, LateSingle
 from edgezo_runtime.methods import Estimate, make
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
@@ -30,7 +32,7 @@ from edgezo_runtime.weights import Weights
 
 RATE = np.float32(3e-3)
 DECAY = {"weight_decay": 0.1}
-#: Methods whose updates take slopes that only the device knows.
+#: Methods whose steps take numbers that only the device knows.
 CASES: Sequence[tuple[str, dict[str, Any]]] = (
     ("mezo", DECAY),
     ("qzo", {"clip": 0.25}),
@@ -42,14 +44,29 @@ CASES: Sequence[tuple[str, dict[str, Any]]] = (
     ("sparse-mezo", DECAY),
     ("lozo", {"interval": 3, **DECAY}),
     ("subzero", {"interval": 3, **DECAY}),
-)
-#: Some whose updates take numbers alone.
-OTHERS: Sequence[tuple[str, dict[str, Any]]] = (
     ("mezo", {"median_clip": 1.0, **DECAY}),
     ("es", DECAY),
+    ("fzoo", DECAY),
+    ("fzoo", {"samples": 16}),
+    ("spsa-n", {"samples": 256}),
     ("zo-llm-sign", DECAY),
+    ("zo-sgd-sign", DECAY),
+    ("zo-sgd-mmt", DECAY),
     ("zo-adam", DECAY),
+    ("zo-adamu", {"warmup": 2, "anneal": 4, **DECAY}),
+    ("mezo-momentum", {"window": 4, **DECAY}),
+    ("mezo-adam", {"window": 4, **DECAY}),
+    ("mezo-svrg", {"interval": 3, **DECAY}),
+    ("hizoo", {"alpha": 1e-5, **DECAY}),
+    ("helene", {"interval": 2, **DECAY}),
 )
+#: Those whose steps wait: one that compares losses, and one whose kernels would be too large.
+OTHERS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("zo-sgd-cons", DECAY),
+    ("mezo-adam", {"window": 40}),
+)
+#: Some of the first, which look at the past or keep a state or neither.
+WAITED = ("mezo", "spsa-n", "es", "fzoo", "zo-adam", "mezo-momentum", "hizoo")
 _SHAPES = ((70, 9), (5,), (40, 100), (3, BLOCK_SIZE), (33,))
 
 
@@ -71,6 +88,17 @@ def batch_of(number: int) -> ArrayBatch:
     if number % 7 == 3:
         batch.inputs["x"][1, 2] = np.nan
     return batch
+
+
+def told(model: Model, batch: ArrayBatch) -> Callable[[], float]:
+    """Returns a loss that the card computes, for which the host waits."""
+
+    def loss() -> float:
+        late = model.stay(batch)
+        assert late is not None
+        return read(model.device, late)
+
+    return loss
 
 
 def waiting(model: Model, batch: ArrayBatch) -> Callable[[], float]:
@@ -111,25 +139,34 @@ def compared(
     late: bool,
     batches: Callable[[int], ArrayBatch],
 ) -> list[Estimate]:
-    """Compares records and weights with those of steps that wait, and with a replay on the CPU.
+    """Compares records, weights and state with those of steps that wait, and with a replay's.
+
+    Both see the losses of the card; the replay is on the CPU.
 
     `late` says whether the first may be steps that do not.
     """
     found = []
-    for kind in (BatchLoss, waiting):
+    for kind in (BatchLoss, told):
         model, tuning = begin(bundle, "cuda", name, settings)
         assert tuning.start(kind(model, batches(0)), RATE).late == (late and kind is BatchLoss)
-        found.append((estimates(model, tuning, 16, kind, batches), contents(model.arena)))
+        taken = estimates(model, tuning, 16, kind, batches)
+        found.append((taken, bits(tuning)))
         other = Weights(open_bundle(bundle), "full", CpuDevice(2))
-        Tuning(other, MemoryJournal(tuning.journal.header)).catch_up(tuning.journal.records)
-        assert contents(model.arena) == contents(other.arena)
+        again = Tuning(other, MemoryJournal(tuning.journal.header))
+        again.catch_up(tuning.journal.records)
+        assert bits(tuning) == bits(again)
     (ours, weights), (theirs, expected) = found
     assert [each.record for each in ours] == [each.record for each in theirs]
-    np.testing.assert_allclose(
-        [each.loss for each in ours], [each.loss for each in theirs], rtol=1e-12
-    )
+    np.testing.assert_array_equal([each.loss for each in ours], [each.loss for each in theirs])
     assert weights == expected
     return ours
+
+
+def bits(tuning: Tuning) -> tuple[Any, dict[str, bytes]]:
+    """Returns a run's weights and its method's state."""
+    arena, state = tuning.weights.arena, tuning.method.state
+    found = contents(arena)
+    return found, {name: arena.device.host(array).tobytes() for name, array in state.items()}
 
 
 def check_waits(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +200,16 @@ def check_waits(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {loss.forwards for loss in losses} == {tuning.method.forwards}
 
 
-def loss_of(device: Device, output: np.ndarray, objective: Objective) -> CardLoss:
+def loss_of(device: Device, output: np.ndarray, objective: Objective) -> LateNumber:
     """Returns the loss that a card computes of an output."""
     reduction = objective.reduction()
     assert reduction is not None and isinstance(device, cuda.CudaDevice)
-    return CardLoss.of(device, device.put(output), reduction)
+    return mean_loss(device, device.put(output), reduction)
+
+
+def read(device: Device, cell: LateNumber) -> float:
+    """Returns what a cell holds."""
+    return float(device.host(cell.operands[0])[0])
 
 
 def check_losses(device: Device) -> None:
@@ -182,12 +224,12 @@ def check_losses(device: Device) -> None:
             ("logprobs", single, TokenLoss(rows)),
             ("losses", -single, RowLoss()),
         ):
-            loss = loss_of(device, output, objective)
-            assert loss() == pytest.approx(objective.loss({name: output}), rel=1e-12)
-            assert loss() == loss_of(device, output, objective)()
+            loss = read(device, loss_of(device, output, objective))
+            assert loss == pytest.approx(objective.loss({name: output}), rel=1e-12)
+            assert loss == read(device, loss_of(device, output, objective))
             for bad in (np.nan, np.inf):
                 output.reshape(-1)[rows // 2] = bad
-                assert not np.isfinite(loss_of(device, output, objective)())
+                assert not np.isfinite(read(device, loss_of(device, output, objective)))
 
 
 def check_descents(device: Device) -> None:
@@ -205,20 +247,21 @@ def check_descents(device: Device) -> None:
             clip = 150.0 if number < 4 else np.inf
             pair = [np.float32(higher), np.float32(lower)]
             losses = [loss_of(device, np.array([one]), RowLoss()) for one in pair]
-            slopes = device.slopes(losses, [(0, 1)], span, clip, lr, np.inf)
-            found = slopes.wait()
+            slope = np.minimum(np.maximum((losses[0] - losses[1]) / span, -clip), clip)
+            record = device.record(losses, [slope], lr, np.inf)
+            found = record.wait()
             ends = [float(one) for one in pair]
             slope = np.float32(0)
             if number not in (3, 4):
                 slope = np.float32(min(max((ends[0] - ends[1]) / span, -clip), clip))
             assert found.skipped == (number in (3, 4))
-            assert found.slopes == (slope,)
+            assert found.scalars == (slope,)
             np.testing.assert_array_equal(found.losses, ends)
             back = (1e-3, -1e-3, 0.0)[number % 3]
             direction, decay = Direction(9, number), np.float32(0.99)
-            late = Descent(
-                direction, np.float32(back), decay, slope=slopes.each[0], back=back, rate=rate
-            )
+            (taken,) = record.rounded([back - rate * record.scalars[0]])
+            first = np.float32(back)
+            late = Descent(direction, first, decay, taken=taken, skipped=record.skipped)
             known = Term(direction, np.float32(back - rate * float(slope)), decay)
             if found.skipped:
                 known = Term(direction, np.float32(back))
@@ -234,7 +277,54 @@ def check_nothing_is_added(device: Device) -> None:
     arena.views["p"][...] = np.float32(-0.0)
     before = contents(arena)
     losses = [loss_of(device, np.array([one], np.float32), RowLoss()) for one in (np.nan, 1.0)]
-    (slope,) = device.slopes(losses, [(0, 1)], 1e-3, np.inf, RATE, np.inf).each
-    zero = np.float32(0)
-    arena.add(Descent(Direction(1, 1), zero, np.float32(0.5), slope=slope, back=0.0, rate=0.1))
+    record = device.record(losses, [losses[0] - losses[1]], RATE, np.inf)
+    zero, half = np.float32(0), np.float32(0.5)
+    for taken in record.rounded([0.1 * record.scalars[0], 0.1]):
+        arena.add(Descent(Direction(1, 1), zero, half, taken=taken, skipped=record.skipped))
     assert contents(arena) == before
+
+
+def check_numbers(device: Device) -> None:
+    """Checks what a card makes of numbers, to the last bit, against NumPy."""
+    rng = np.random.default_rng(0)
+    given = rng.standard_normal(40) * 10.0 ** rng.integers(-25, 25, 40)
+    given[:9] = 0.0, -0.0, 1.0, 3.0, np.inf, -np.inf, np.nan, 1e-310, 1e-42
+    cells = [LateNumber(CELL, device.put(given[i : i + 1])) for i in range(len(given))]
+    record = device.record(cells, cells, np.float32(1), np.inf)
+    found = record.wait()
+    assert found.skipped
+    np.testing.assert_array_equal(found.losses, given)
+    numbers = given.astype(np.float32).astype(np.float64)
+    single = [*record.rounded([f(x) for f in _FUNCTIONS for x in record.scalars])]
+    pairs = list(itertools.product(range(12), repeat=2))
+    double = [f(record.scalars[i], record.scalars[j]) for f in _OPERATIONS for i, j in pairs]
+    with np.errstate(all="ignore"):
+        expected = [f(x) for f in _FUNCTIONS for x in numbers]
+        expected += [f(numbers[i], numbers[j]) for f in _OPERATIONS for i, j in pairs]
+        expected = np.array(expected).astype(np.float32)
+    for start in range(0, len(double), 200):
+        single += record.rounded(double[start : start + 200])
+    values = [device.host(one.number)[0] for one in single if isinstance(one, LateSingle)]
+    assert len(values) == len(expected)
+    np.testing.assert_array_equal(np.array(values), expected.astype(np.float64))
+    signs, others = (np.signbit(np.nan_to_num(each)) for each in (np.array(values), expected))
+    np.testing.assert_array_equal(signs, others)
+
+
+_FUNCTIONS: Sequence[Callable[[Any], Any]] = (
+    np.sqrt,
+    np.sign,
+    abs,
+    operator.neg,
+    lambda x: 1.7 * x - 0.3 / (x + 2),
+    lambda x: x + np.equal(x, 0),
+)
+_OPERATIONS: Sequence[Callable[[Any, Any], Any]] = (
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    lambda x, y: np.maximum(x, y) + 0.0,  # of two zeros, processors take either
+    lambda x, y: np.minimum(x, y) + 0.0,
+    lambda x, y: (x + y) * (x - y) / (abs(x) + np.sqrt(abs(y)) + 1e-3),
+)

@@ -12,11 +12,14 @@ import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
 from late_steps import (
     CASES,
+    OTHERS,
+    WAITED,
     begin,
     check_descents,
     check_float16,
     check_losses,
     check_nothing_is_added,
+    check_numbers,
     check_steps,
     check_waits,
 )
@@ -34,7 +37,7 @@ from edgezo_runtime.devices.cuda import CudaDevice
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
-from edgezo_runtime.methods import make
+from edgezo_runtime.methods import Method, make
 from edgezo_runtime.model import Model, load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
@@ -184,8 +187,11 @@ def test_updates_have_the_cpu_s_bits(card: Device) -> None:
 
 
 @pytest.mark.parametrize("name", ["mezo", "es", "spsa-n"])
-def test_a_step_that_waits_once_is_the_same(card: Device, bundle: Path, name: str) -> None:
+def test_a_step_that_waits_once_is_the_same(
+    card: Device, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Passes that are queued while the one before is computed, on shapes that come back."""
+    monkeypatch.setattr(Method, "late", False)
     found = []
     for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
         model = load(bundle, device="cuda")
@@ -206,27 +212,34 @@ def test_slopes_that_stay_are_those_that_are_waited_for(
     check_steps(bundle, name, settings)
 
 
+@pytest.mark.parametrize(("name", "settings"), OTHERS)
+def test_others_wait(card: Device, bundle: Path, name: str, settings: dict[str, Any]) -> None:
+    check_steps(bundle, name, settings, late=False)
+
+
 def test_slopes_that_stay_with_weights_in_float16(card: Device, tmp_path: Path) -> None:
     check_float16(write_tied(tmp_path, "float16"))
 
 
-@pytest.mark.parametrize("name", ["mezo", "spsa-n"])
+@pytest.mark.parametrize("name", WAITED)
 def test_a_step_waits_for_the_one_before(
     card: Device, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_waits(bundle, name, monkeypatch)
 
 
-def test_losses_and_terms_on_the_card_are_the_host_s(card: Device) -> None:
+def test_losses_numbers_and_terms_on_the_card_are_the_host_s(card: Device) -> None:
     check_losses(card)
+    check_numbers(card)
     check_descents(card)
     check_nothing_is_added(card)
 
 
-def test_a_step_is_queued_while_the_card_is_busy(card: Device, bundle: Path) -> None:
+@pytest.mark.parametrize("name", WAITED)
+def test_a_step_is_queued_while_the_card_is_busy(card: Device, bundle: Path, name: str) -> None:
     """Whatever the host might wait for, it would wait for the kernel in front."""
     spin = card.xp.RawKernel(SPIN, "spin")
-    model, tuning = begin(bundle, "cuda", "mezo", {"weight_decay": 0.1})
+    model, tuning = begin(bundle, "cuda", name, {"weight_decay": 0.1})
     for _ in range(4):  # until the shape is recorded
         tuning.step(BatchLoss(model, batch_of(0)), np.float32(1e-3))
     assert isinstance(model.device, CudaDevice)

@@ -15,11 +15,11 @@ from runtime_helpers import Specs, contents, fill, write_bundle
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
-from edgezo_runtime.devices import CpuDevice, Device, cuda, cuda_rule, open_device
+from edgezo_runtime.devices import CpuDevice, Device, cuda, cuda_sweep, open_device
 from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.loss import BatchLoss
-from edgezo_runtime.methods import make
+from edgezo_runtime.methods import Method, make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE, Direction
 from edgezo_runtime.weights import Weights
@@ -76,7 +76,7 @@ def test_directions_of_every_kind_have_the_cpu_s_bits(card: Device, dtype: str) 
 
 
 def test_more_directions_than_a_kernel_takes(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_rule, "MOST_DIRECTIONS", 2)
+    monkeypatch.setattr(cuda_sweep.CudaSweeper, "most_directions", 2)
     check_method(card, "mezo-adam", "float32", ((40, 12), (7,), (300, 250)))
 
 
@@ -177,6 +177,7 @@ def test_a_step_waits_once_all_its_passes_are_queued(
         events.append("waited")
         synchronize(event)
 
+    monkeypatch.setattr(Method, "late", False)
     monkeypatch.setattr(cuda.CudaDevice, "bring", queue)
     monkeypatch.setattr(cuda_stand_in.Event, "synchronize", wait)
     model = load(write_classifier(tmp_path), device="cuda")
@@ -189,7 +190,10 @@ def test_a_step_waits_once_all_its_passes_are_queued(
 
 
 @pytest.mark.parametrize("name", ["mezo", "es", "spsa-n"])
-def test_a_step_that_waits_once_is_the_same(card: Device, tmp_path: Path, name: str) -> None:
+def test_a_step_that_waits_once_is_the_same(
+    card: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Method, "late", False)
     bundle, found = write_classifier(tmp_path), []
     for kind in (BatchLoss, lambda model, batch: functools.partial(model.loss, batch)):
         model = load(bundle, device="cuda")

@@ -13,7 +13,7 @@ from rules_on_devices import METHODS_AND_DTYPES, check_method, check_supports, c
 from runtime_helpers import contents
 
 from edgezo_runtime.bundle import open_bundle
-from edgezo_runtime.devices import Device, cuda_rule, open_device
+from edgezo_runtime.devices import Device, cuda_sweep, open_device
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE
@@ -40,7 +40,7 @@ def test_methods(card: Device, name: str, dtype: str) -> None:
 
 
 def test_more_directions_than_a_kernel_takes(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_rule, "MOST_DIRECTIONS", 2)
+    monkeypatch.setattr(cuda_sweep.CudaSweeper, "most_directions", 2)
     check_method(card, "mezo-adam", "float32", LARGE)
 
 

@@ -1,4 +1,4 @@
-"""Slopes that stay on the card, with a stand-in for it; `test_cuda_card` has what needs one."""
+"""Numbers that stay on the card, with a stand-in for it; `test_cuda_card` has what needs one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from late_steps import (
     DECAY,
     OTHERS,
     RATE,
+    WAITED,
     batch_of,
     begin,
+    bits,
     check_descents,
     check_float16,
     check_losses,
     check_nothing_is_added,
+    check_numbers,
     check_steps,
     check_waits,
     estimates,
@@ -55,6 +58,18 @@ def test_losses_are_the_host_s(card: Device) -> None:
     check_losses(card)
 
 
+def test_numbers_are_the_host_s(card: Device) -> None:
+    check_numbers(card)
+
+
+def test_no_branch_is_taken_on_a_late_number(card: Device) -> None:
+    loss = loss_of(card, np.zeros((3, 2), np.float32), CandidateLoss(np.array([0, 1, 0])))
+    with pytest.raises(TypeError, match="no branch"):
+        max(loss - 1.0, 0.0)
+    with pytest.raises(TypeError, match="only the device knows"):
+        np.float32(loss)
+
+
 def test_labels_that_are_no_columns_are_refused(card: Device) -> None:
     scores = np.zeros((3, 2), np.float32)
     for labels in ([0, 1, 2], [0, -1, 1], [0, 1]):
@@ -76,7 +91,7 @@ def test_weights_in_float16(card: Device, tmp_path: Path) -> None:
     check_float16(write_tied(tmp_path, "float16"))
 
 
-@pytest.mark.parametrize("name", ["mezo", "spsa-n"])
+@pytest.mark.parametrize("name", WAITED)
 def test_a_step_waits_for_the_one_before(
     bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,19 +109,23 @@ def test_a_batch_in_parts_waits(bundle: Path) -> None:
     assert not tuning.start(BatchLoss(model, batch), RATE).late
 
 
-def test_a_kill_loses_one_step_more_and_no_byte(bundle: Path, tmp_path: Path) -> None:
-    model, whole = begin(bundle, "cuda", "mezo", DECAY, tmp_path / "whole")
+KEPT = pytest.mark.parametrize("name", ["mezo", "fzoo", "zo-adam", "mezo-adam", "mezo-svrg"])
+
+
+@KEPT
+def test_a_kill_loses_one_step_more_and_no_byte(bundle: Path, tmp_path: Path, name: str) -> None:
+    model, whole = begin(bundle, "cuda", name, DECAY, tmp_path / "whole")
     estimates(model, whole, 9)
-    known, waited = begin(bundle, "cuda", "mezo", DECAY, tmp_path / "waited")
+    known, waited = begin(bundle, "cuda", name, DECAY, tmp_path / "waited")
     estimates(known, waited, 9, waiting)
-    first, tuning = begin(bundle, "cuda", "mezo", DECAY, tmp_path / "run")
+    first, tuning = begin(bundle, "cuda", name, DECAY, tmp_path / "run")
     for number in range(1, 7):
         tuning.start(BatchLoss(first, batch_of(number)), RATE)
         assert tuning.steps == number
         assert len(read(tmp_path / "run" / NAME).records) == number - 1
     assert isinstance(tuning.journal, JournalWriter)
     tuning.journal.close()  # as the system does with a process that it kills
-    again, resumed = begin(bundle, "cuda", "mezo", DECAY, tmp_path / "unused")
+    again, resumed = begin(bundle, "cuda", name, DECAY, tmp_path / "unused")
     resumed = Tuning(again.weights, JournalWriter(tmp_path / "run" / NAME))
     resumed.catch_up()
     assert resumed.steps == 5
@@ -115,13 +134,14 @@ def test_a_kill_loses_one_step_more_and_no_byte(bundle: Path, tmp_path: Path) ->
     resumed.keep()
     files = [(tmp_path / run / NAME).read_bytes() for run in ("run", "whole", "waited")]
     assert files[0] == files[1] == files[2]
-    assert contents(again.arena) == contents(model.arena) == contents(known.arena)
+    assert bits(resumed) == bits(whole) == bits(waited)
 
 
-def test_whoever_asks_finds_the_last_step(bundle: Path, tmp_path: Path) -> None:
+@KEPT
+def test_whoever_asks_finds_the_last_step(bundle: Path, tmp_path: Path, name: str) -> None:
     """Snapshots, a look back, and a step that fails, each while a record is on its way."""
-    model, tuning = begin(bundle, "cuda", "mezo", DECAY, tmp_path / "run")
-    expected, waited = begin(bundle, "cuda", "mezo", DECAY)
+    model, tuning = begin(bundle, "cuda", name, DECAY, tmp_path / "run")
+    expected, waited = begin(bundle, "cuda", name, DECAY)
     states = []
     for number in range(1, 6):
         tuning.start(BatchLoss(model, batch_of(number)), RATE)
@@ -140,6 +160,7 @@ def test_whoever_asks_finds_the_last_step(bundle: Path, tmp_path: Path) -> None:
     model.weights.settle()
     assert contents(model.arena) == states[-1]
     assert tuning.journal.records == waited.journal.records
+    assert bits(tuning) == bits(waited)
 
 
 def rows_without_columns() -> ArrayBatch:

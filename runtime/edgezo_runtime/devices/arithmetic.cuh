@@ -44,6 +44,12 @@ __device__ __forceinline__ float narrow(double a) {
     return rounded;
 }
 
+__device__ __forceinline__ double widen(float a) {
+    double same;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(same) : "f"(a));
+    return same;
+}
+
 __device__ __forceinline__ bool less(float a, float b) {
     u32 found;
     asm("set.lt.u32.f32 %0, %1, %2;" : "=r"(found) : "f"(a), "f"(b));

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.dtypes import Dtype
-from edgezo_runtime.late import LateLoss, LateSlopes
+from edgezo_runtime.late import LateNumber, LateRecord, Scalar
 from edgezo_runtime.sweep import Placed, Sweeper
 
 #: Binds the input of that name of an ONNX Runtime IOBinding.
@@ -142,28 +142,23 @@ class Device(abc.ABC):
         session.run_with_iobinding(binding)
         return binding.get_outputs()
 
-    def slopes(
+    def record(
         self,
-        losses: Sequence[LateLoss],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float,
+        losses: Sequence[LateNumber],
+        scalars: Sequence[Scalar],
         lr: np.float32,
         most: float,
-    ) -> LateSlopes:
-        r"""Starts to compute slopes of losses that stayed with `Part.reduce`.
+    ) -> LateRecord:
+        """Starts to compute the record of a step whose losses stayed with `Part.reduce`.
 
-        .. math:: g = \mathrm{clip}\Bigl(\frac{L_i - L_j}{span}, -c, c\Bigr)
-
-        All are skipped if, rounded to float32, one is not finite, or not so times the rate.
+        The step is skipped if, rounded to float32, a scalar is not finite, or not so times the
+        rate.
 
         Args:
-            losses: L, of all passes of a step.
-            pairs: i and j of each slope.
-            span: how far the weights of both are apart.
-            clip: c.
+            losses: of all passes of the step.
+            scalars: what the record holds of them.
             lr: the step's learning rate.
-            most: the largest slope that the method can use.
+            most: the largest scalar that the method can use.
         """
         raise NotImplementedError
 

@@ -18,11 +18,11 @@ from edgezo_runtime import dtypes, safetensors_file, wire
 from edgezo_runtime.devices.base import Binder, Device
 from edgezo_runtime.devices.cpu import add_constants, session_options
 from edgezo_runtime.devices.cuda_part import RecordedPart
-from edgezo_runtime.devices.cuda_slope import CardSlopes
+from edgezo_runtime.devices.cuda_record import CardRecord
 from edgezo_runtime.devices.cuda_sweep import UPDATED, CudaSweeper
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber, Scalar
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
 
@@ -122,16 +122,14 @@ class CudaDevice(Device):
 
         return wait
 
-    def slopes(
+    def record(
         self,
-        losses: Sequence[LateLoss],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float,
+        losses: Sequence[LateNumber],
+        scalars: Sequence[Scalar],
         lr: np.float32,
         most: float,
-    ) -> CardSlopes:
-        return CardSlopes.of(self, losses, pairs, (span, clip, lr, most))
+    ) -> CardRecord:
+        return CardRecord.of(self, losses, scalars, lr, most)
 
     def fill(self, buffer: Any, array: Any) -> None:
         """Copies `array`, of NumPy or of the card, to `buffer`, in the stream's order."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgezo_runtime.batch import Reduction
-from edgezo_runtime.devices.cuda_slope import CardLoss
+from edgezo_runtime.devices.cuda_loss import mean_loss
 from edgezo_runtime.devices.part import Part
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber
 from edgezo_runtime.ort import onnxruntime
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class RecordedPart(Part):
 
     def reduce(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
-    ) -> LateLoss:
+    ) -> LateNumber:
         values = self._launch(feeds, outputs)
-        return CardLoss.of(self._device, values[reduction.output], reduction)
+        return mean_loss(self._device, values[reduction.output], reduction)
 
     def _launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
         """Starts a run; returns the outputs by name, on the card until another is started."""

@@ -23,6 +23,7 @@ _C = {
     "state": "state[{}]",
     "z": "z[{}]",
     "number": "numbers[{}]",
+    "late": "late[{}]",
     "add": "add({}, {})",
     "subtract": "subtract({}, {})",
     "multiply": "mul({}, {})",
@@ -39,7 +40,7 @@ _C = {
     "greater_equal": "at_most({1}, {0})",
     "where": "{} ? {} : {}",
 }
-_GIVEN = {"weights", "state", "z", "number"}
+_GIVEN = {"weights", "state", "z", "number", "late"}
 _COMPARISONS = {"less", "less_equal", "greater", "greater_equal"}
 
 
@@ -67,6 +68,8 @@ def launch(
     kept = [draws.pack(rows[i : i + 1], direction) for i, direction in enumerate(directions)]
     packed["state"][0, : len(state)] = [array.data.ptr for array in state.values()]
     packed["numbers"][0, : len(formula.numbers)] = formula.numbers
+    packed["late"][0, : len(formula.late)] = [late.number.data.ptr for late in formula.late]
+    packed["skipped"] = formula.late[0].skipped.data.ptr if formula.late else 0
     packed["decay"] = decay
     for buffer, chunks in swept:
         update = kernel(formula, len(state), chunks.dtype, all(map(plain, directions)))
@@ -79,6 +82,8 @@ def arguments(formula: Formula, states: int) -> np.dtype:
     fields = [
         ("directions", DIRECTION, (max(formula.directions, 1),)),
         ("state", "<u8", (max(states, 1),)),
+        ("late", "<u8", (max(len(formula.late), 1),)),
+        ("skipped", "<u8"),
         ("numbers", "<f4", (max(len(formula.numbers), 1),)),
         ("decay", "<f4"),
     ]
@@ -93,6 +98,7 @@ def kernel(formula: Formula, states: int, dtype: Dtype, unmasked: bool) -> Calla
         ("DIRECTIONS", formula.directions),
         ("STATES", states),
         ("NUMBERS", len(formula.numbers)),
+        ("LATE", len(formula.late)),
         ("PLAIN", int(unmasked)),
         ("WRITTEN", f"{sum(1 << i for i, _ in formula.changed)}u"),
     )
@@ -103,7 +109,7 @@ def code(formula: Formula) -> str:
     """Returns a formula in CUDA's language."""
     lines = [
         "__device__ __forceinline__ float formula(float weights, const float* z, float* state,",
-        "                                         const float* numbers) {",
+        "                                         const float* numbers, const float* late) {",
     ]
     for place, (operation, *operands) in enumerate(formula.nodes):
         names = operands if operation in _GIVEN else [f"v{operand}" for operand in operands]

@@ -12,6 +12,7 @@ from edgezo_runtime.devices import cuda_rule
 from edgezo_runtime.devices.cuda_chunks import Chunks
 from edgezo_runtime.devices.cuda_kernels import THREADS, cupy, kernel
 from edgezo_runtime.devices.cuda_noise import DIRECTION, Draws, plain
+from edgezo_runtime.late import LateSingle
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.sweep import Descent, Placed, Rule, State, Sweeper, Term, update_with
 
@@ -23,11 +24,11 @@ TERM = np.dtype(
         ("direction", DIRECTION),
         ("coefficient", "<f4"),
         ("decay", "<f4"),
-        ("slope", "<u8"),
+        ("late", "<u8"),
         ("skipped", "<u8"),
-        ("back", "<f8"),
-        ("rate", "<f8"),
-    ]
+        ("taken", "<f4"),
+    ],
+    align=True,
 )
 
 
@@ -41,6 +42,7 @@ class CudaSweeper(Sweeper):
     """
 
     descends = True
+    most_directions = cuda_rule.MOST_DIRECTIONS
 
     def __init__(
         self, placed: Sequence[Placed], buffers: Mapping[dtypes.Dtype, Any], stream: Any
@@ -64,7 +66,7 @@ class CudaSweeper(Sweeper):
         self, rule: Rule, directions: Sequence[AnyDirection], decay: np.float32, state: State
     ) -> None:
         with self._stream:
-            if len(directions) > cuda_rule.MOST_DIRECTIONS:
+            if len(directions) > self.most_directions:
                 update_with(cupy(), self._placed, rule, directions, decay, state, UPDATED)
                 return
             cuda_rule.launch(rule, directions, decay, state, self._swept, self._draws)
@@ -110,6 +112,9 @@ def _pack(row: np.ndarray, term: Term, draws: Draws) -> list[Any]:
     kept = draws.pack(row["direction"], term.direction)
     row["coefficient"], row["decay"] = term.coefficient, term.decay
     if isinstance(term, Descent):
-        row["slope"], row["skipped"] = term.slope.address, term.slope.skipped
-        row["back"], row["rate"] = term.back, term.rate
+        row["skipped"] = term.skipped.data.ptr
+        if isinstance(term.taken, LateSingle):
+            row["late"] = term.taken.number.data.ptr
+        else:
+            row["taken"] = term.taken
     return kept

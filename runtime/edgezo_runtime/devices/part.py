@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgezo_runtime.batch import Reduction
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber
 
 if TYPE_CHECKING:
     from edgezo_runtime.devices.base import Binder, Device
@@ -79,7 +79,7 @@ class Part:
 
     def reduce(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
-    ) -> LateLoss:
+    ) -> LateNumber:
         """Starts a run, as `start` does; returns the mean loss, which stays on the device.
 
         Raises:

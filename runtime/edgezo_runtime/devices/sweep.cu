@@ -8,9 +8,10 @@
 struct Term {
     Direction direction;
     float coefficient, decay;
-    const double* slope;    // that only the card knows yet, or null: see Descent in sweep.py
-    const double* skipped;  // whether its step is, if not 0
-    double back, rate;
+    // Those of an update are null where the host knows: see Descent in sweep.py.
+    const double* late;     // what is added where the step is not skipped
+    const double* skipped;  // whether it is, if not 0
+    float taken;            // what `late` would point to
 };
 struct Terms { Term term[TERMS]; };
 
@@ -27,11 +28,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const Term term = terms.term[threadIdx.x];
         const Window window = window_of(term.direction, chunk.noise);
         windows[threadIdx.x] = window;
-        const bool skipped = term.slope && *term.skipped != 0.0;
-        const bool descends = term.slope && !skipped;
-        const bool stays = skipped && term.back == 0.0 || !moves(term.direction, chunk.noise);
+        const bool skipped = term.skipped && *term.skipped != 0.0;
+        const bool descends = term.skipped && !skipped;
+        const bool stays = skipped && at_most(size_of(term.coefficient), 0.0f)
+                           || !moves(term.direction, chunk.noise);
         scales[threadIdx.x] = !descends ? term.coefficient
-            : narrow(__dsub_rn(term.back, __dmul_rn(term.rate, *term.slope)));
+            : term.late ? narrow(*term.late) : term.taken;
         signs[threadIdx.x] = stays ? 0.0f : window.sign;
         decays[threadIdx.x] = chunk.decays && !skipped ? term.decay : 1.0f;
     }

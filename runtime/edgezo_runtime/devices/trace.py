@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgezo_runtime.late import LateSingle
 from edgezo_runtime.sweep import Rule
 
 #: An operation, and what it takes: places of nodes, or for what is given its name or number.
@@ -21,12 +22,14 @@ class Formula:
     Two of them are equal where only their numbers differ.
 
     Attributes:
-        nodes: of what is given, ``("weights",)``, ``("state", i)``, ``("z", i)`` and
-            ``("number", i)``; and of operations, such as ``("add", place, place)``.
+        nodes: of what is given, ``("weights",)``, ``("state", i)``, ``("z", i)``,
+            ``("number", i)`` and ``("late", i)``; and of operations, such as
+            ``("add", place, place)``.
         weights: the place of the new weights.
         changed: of the arrays of the state that change, with the places of what they become.
         directions: how many z there are.
         numbers: that the rule holds; another step has others.
+        late: those of them that only the device knows yet.
     """
 
     nodes: tuple[Node, ...]
@@ -34,6 +37,7 @@ class Formula:
     changed: tuple[tuple[int, int], ...]
     directions: int
     numbers: tuple[np.float32, ...] = field(compare=False)
+    late: tuple[LateSingle, ...] = field(compare=False)
 
 
 def trace(rule: Rule, state: Sequence[str], directions: int) -> Formula:
@@ -52,7 +56,8 @@ def trace(rule: Rule, state: Sequence[str], directions: int) -> Formula:
     order = list(state)
     places = tuple((order.index(name), recorder.place(value)) for name, value in changed.items())
     weights = recorder.place(new)
-    return Formula(tuple(recorder.nodes), weights, places, directions, tuple(recorder.numbers))
+    given = tuple(recorder.numbers), tuple(recorder.late)
+    return Formula(tuple(recorder.nodes), weights, places, directions, *given)
 
 
 def _operator(operation: str, turned: bool = False) -> Callable[[Symbol, Any], Symbol]:
@@ -92,11 +97,13 @@ class Recorder:
     Attributes:
         nodes: so far.
         numbers: so far.
+        late: likewise.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.numbers: list[np.float32] = []
+        self.late: list[LateSingle] = []
 
     def write(self, *node: Any) -> Symbol:
         """Returns the symbol of a new node."""
@@ -107,6 +114,9 @@ class Recorder:
         """Returns the place of a symbol, or of a number, which is a new one each time."""
         if isinstance(value, Symbol):
             return value.place
+        if isinstance(value, LateSingle):
+            self.late.append(value)
+            return self.write("late", len(self.late) - 1).place
         self.numbers.append(np.float32(value))
         return self.write("number", len(self.numbers) - 1).place
 

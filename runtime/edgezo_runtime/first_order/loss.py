@@ -9,7 +9,7 @@ from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.first_order.draws import NO_RUN, Draws
 from edgezo_runtime.first_order.session import Taker
 from edgezo_runtime.first_order.tangents import FORWARDS
-from edgezo_runtime.late import LateLoss
+from edgezo_runtime.late import LateNumber
 from edgezo_runtime.model import Model
 from edgezo_runtime.noise import AnyDirection
 
@@ -41,7 +41,7 @@ class BatchLoss:
         self.forwards += 1
         return self._model.later(self._batch)
 
-    def stay(self) -> LateLoss | None:
+    def stay(self) -> LateNumber | None:
         """Starts a forward pass whose loss stays on the device; None where the host computes it."""
         late = self._model.stay(self._batch)
         self.forwards += late is not None

@@ -100,7 +100,7 @@ class ZoAdaMu(Everywhere):
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         slope = slopes[0].value
-        length, sign = np.float32(walk.lr * slope), np.float32(np.sign(slope))
+        length, sign = walk.rounded(walk.lr * slope, np.sign(slope))
         delta = np.float32(self.delta)
         mixed, new, old = self._mixed(walk.number)
 

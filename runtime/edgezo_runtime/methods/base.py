@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, SupportsFloat
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from edgezo_runtime import dtypes
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import Record
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.options import Number, choose
 from edgezo_runtime.methods.stride import SLOPE, stride_of
 from edgezo_runtime.methods.walk import Measured, Replayed, Walk
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.sweep import ONE
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,13 @@ class Slope:
 
     Attributes:
         direction: names z.
-        measured: g, as it was recorded; a `LateSlope` where only the device knows it yet.
+        value: g, as it was recorded.
         back: how far along z the way back to the weights before the step is.
     """
 
     direction: AnyDirection
-    measured: SupportsFloat
+    value: Scalar
     back: float
-
-    @property
-    def value(self) -> float:
-        """The number g; a device that is still at it is waited for."""
-        return float(self.measured)
 
 
 class Taken:
@@ -73,6 +70,11 @@ class Taken:
     def late(self) -> bool:
         """Whether only the device knows what it found out: nobody has waited for it yet."""
         return self._estimate is None
+
+    @classmethod
+    def of(cls, record: Record) -> Taken:
+        """Returns a step of which the record is left."""
+        return cls(lambda: Estimate(math.nan, record))
 
     def wait(self) -> Estimate:
         """Returns what it found out."""
@@ -139,7 +141,7 @@ class Method(abc.ABC):
         self.stride = stride_of(arena.parameters)
         self.chosen = choose(type(self), f"method {self.name}", settings, self.stride)
         self._check_dtypes()
-        self.past: deque[tuple[int, Record]] = deque(maxlen=self.memory)
+        self._past: deque[tuple[int, Taken]] = deque(maxlen=self.memory)
 
     # What it takes.
 
@@ -208,12 +210,12 @@ class Method(abc.ABC):
             loss: returns the loss of this step's batch at the arena's present weights.
             lr: this step's learning rate.
         """
-        walk = Measured(self.arena, number, lr, loss, self.most)
+        stay = self.late and self.arena.sweeper.descends
+        walk = Measured(self.arena, number, lr, loss, self.most, stay)
         self.take(walk)
 
         taken = Taken(lambda: self._estimate(walk), walk.late)
-        if self.memory:
-            self.past.append((number, taken.wait().record))
+        self._past.append((number, taken))
         return taken
 
     def _estimate(self, walk: Measured) -> Estimate:
@@ -223,13 +225,19 @@ class Method(abc.ABC):
     def replay(self, number: int, record: Record) -> None:
         """Changes the arena and the state as step `number` did, to the last bit."""
         self.take(Replayed(number, record))
-        self.past.append((number, record))
+        self._past.append((number, Taken.of(record)))
         self.arena.settle()
 
     def recall(self, records: Sequence[Record]) -> None:
         """Looks back on the run's first `records`, whose effects are in weights and state."""
         first = max(0, len(records) - self.memory)
-        self.past.extend((number + 1, records[number]) for number in range(first, len(records)))
+        for number, record in enumerate(records[first:], start=first + 1):
+            self._past.append((number, Taken.of(record)))
+
+    @property
+    def past(self) -> list[tuple[int, Record]]:
+        """The last steps' numbers and records; that of a step on its way is waited for."""
+        return [(number, taken.wait().record) for number, taken in self._past]
 
     def take(self, walk: Walk) -> None:
         """Goes through one step."""
@@ -265,8 +273,8 @@ class Method(abc.ABC):
 
     @property
     def late(self) -> bool:
-        """Whether the update takes slopes that only the device knows yet."""
-        return False
+        """Whether steps take numbers that only the device knows yet: they branch on none."""
+        return True
 
     @functools.cached_property
     def narrow(self) -> bool:
@@ -299,33 +307,26 @@ class Method(abc.ABC):
         """Moves the weights along a direction."""
         self.arena.defer(along(direction, coefficient))
 
-    def losses(self, walk: Walk, moves: Sequence[Sequence[Term]]) -> list[float]:
+    def losses(self, walk: Walk, moves: Sequence[Sequence[Term]]) -> list[Scalar]:
         """Returns the loss after each of `moves`; all passes are started before one is awaited."""
-        return [wait() for wait in self._started(walk, moves, stay=False)]
-
-    def slopes(
-        self,
-        walk: Walk,
-        moves: Sequence[Sequence[Term]],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float = math.inf,
-    ) -> Sequence[SupportsFloat]:
-        """Returns slopes of the losses after each of `moves`; see `Walk.slopes`.
-
-        Nothing is waited for where the device computes them and the update takes them as they are.
-        """
-        stay = self.late and self.arena.sweeper.descends
-        return walk.slopes(self._started(walk, moves, stay), pairs, span, clip)
-
-    def _started(
-        self, walk: Walk, moves: Sequence[Sequence[Term]], stay: bool
-    ) -> list[Callable[[], float]]:
         started = []
         for number, terms in enumerate(moves, start=1):
             self.arena.defer(*terms)
-            started.append(walk.later(moves[number:], stay))
-        return started
+            started.append(walk.later(moves[number:]))
+        return [wait() for wait in started]
+
+    def descend(self, walk: Walk, ways: Sequence[tuple[AnyDirection, Scalar, float]]) -> None:
+        """Updates the weights by additions, and lets them decay.
+
+        Args:
+            walk: of the step.
+            ways: for each addition its direction, how far it goes along that, and how much of it is
+                the way back to the weights before the step.
+        """
+        lengths = walk.rounded(*(length for _, length, _ in ways))
+        decays = [ONE] * (len(ways) - 1) + [self.decay(walk)]
+        for (direction, _, back), length, decay in zip(ways, lengths, decays, strict=True):
+            self.arena.defer(walk.term(direction, length, back, decay))
 
     def restore(self, slopes: Sequence[Slope]) -> None:
         """Takes the weights back to where they were before the step."""

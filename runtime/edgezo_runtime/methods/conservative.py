@@ -35,6 +35,10 @@ class ZoSgdCons(Everywhere, TwoPoint):
     def forwards(self) -> int:
         return 5
 
+    @property
+    def late(self) -> bool:
+        return False  # the losses decide where it goes
+
     def measure(self, walk: Walk) -> list[Slope]:
         self._here = walk.loss()
         return super().measure(walk)

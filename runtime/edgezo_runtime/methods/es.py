@@ -2,10 +2,9 @@ r"""Evolution strategies: several one-sided samples a step, each other's baselin
 
 from __future__ import annotations
 
-import numpy as np
-
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.directions import Everywhere
-from edgezo_runtime.methods.estimators import OneSidedSamples
+from edgezo_runtime.methods.estimators import OneSidedSamples, total
 from edgezo_runtime.methods.rules import Sgd
 
 
@@ -35,8 +34,6 @@ class EvolutionStrategies(Everywhere, OneSidedSamples, Sgd):
     def forwards(self) -> int:
         return self.samples
 
-    def compared(self, here: float, losses: list[float]) -> list[float]:
-        found = np.array(losses)
-        with np.errstate(over="ignore", invalid="ignore"):
-            baselines = (found.sum() - found) / (self.samples - 1)
-            return list((found - baselines) / self.eps)
+    def compared(self, here: Scalar, losses: list[Scalar]) -> list[Scalar]:
+        whole, others = total(losses), self.samples - 1
+        return [(loss - (whole - loss) / others) / self.eps for loss in losses]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import statistics
-from typing import ClassVar, SupportsFloat
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
 
 from edgezo_runtime.arena import Term
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Method, Slope, along
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.walk import Walk
@@ -77,29 +83,21 @@ class TwoPoint(Method):
         # went past a power of two. From the other end they would come back rounded twice.
         down = [-reach, -reach] if self.narrow else [-2 * reach]
         moves = [[along(direction, reach)], [along(direction, way) for way in down]]
-        (slope,) = self.slopes(walk, moves, [(0, 1)], 2 * reach, self.believed)
-        return [Slope(direction, self._clipped(slope), reach)]
+        higher, lower = self.losses(walk, moves)
+        (slope,) = walk.known(_clipped((higher - lower) / (2 * reach), self.believed))
+        return [Slope(direction, _clipped(slope, self._usual()), reach)]
 
     @property
     def believed(self) -> float:
         """The largest slope that is believed."""
         return math.inf
 
-    @property
-    def late(self) -> bool:
-        return super().late and not self.median_clip
-
-    def _clipped(self, measured: SupportsFloat) -> SupportsFloat:
+    def _usual(self) -> float:
+        """Returns the largest slope that the update takes."""
         if not self.median_clip:
-            return measured
-        slope = float(measured)
-        seen = [
-            abs(float(r.scalars[0])) for _, r in list(self.past)[-_REMEMBERED:] if not r.skipped
-        ]
-        if len(seen) < _ENOUGH:
-            return slope
-        most = self.median_clip * statistics.median_high(seen)
-        return min(max(slope, -most), most)
+            return math.inf
+        seen = [abs(float(r.scalars[0])) for _, r in self.past[-_REMEMBERED:] if not r.skipped]
+        return self.median_clip * statistics.median_high(seen) if len(seen) >= _ENOUGH else math.inf
 
 
 class OneSided(Method):
@@ -123,7 +121,8 @@ class OneSided(Method):
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction, reach = self.direction(walk.number), reach_of(self, walk.number)
-        (slope,) = self.slopes(walk, [[], [along(direction, reach)]], [(1, 0)], reach)
+        here, there = self.losses(walk, [[], [along(direction, reach)]])
+        (slope,) = walk.known((there - here) / reach)
         return [Slope(direction, slope, -reach)]
 
 
@@ -167,8 +166,9 @@ class TwoPointSamples(Samples):
         for i, direction in enumerate(directions):
             back = [along(directions[i - 1], self.eps)] if i else []
             moves += [[*back, along(direction, self.eps)], [along(direction, -2 * self.eps)]]
-        pairs = [(2 * i, 2 * i + 1) for i in range(self.samples)]
-        values = self.slopes(walk, moves, pairs, 2 * self.eps)
+        losses, span = self.losses(walk, moves), 2 * self.eps
+        pairs = zip(losses[::2], losses[1::2], strict=True)
+        values = walk.known(*((higher - lower) / span for higher, lower in pairs))
         backs = [0.0] * (self.samples - 1) + [self.eps]
         return [Slope(*each) for each in zip(directions, values, backs, strict=True)]
 
@@ -194,6 +194,16 @@ class OneSidedSamples(Samples):
         backs = [-0.0] * (self.samples - 1) + [-self.eps]
         return [Slope(*each) for each in zip(directions, values, backs, strict=True)]
 
-    def compared(self, here: float, losses: list[float]) -> list[float]:
+    def compared(self, here: Scalar, losses: list[Scalar]) -> list[Scalar]:
         """Returns the slopes of the `losses`; `here` is that at the weights, or 0."""
         raise NotImplementedError
+
+
+def total(values: Iterable[Scalar]) -> Scalar:
+    """Returns the sum, added up in order: that of Python rounds otherwise from 3.12 on."""
+    return functools.reduce(operator.add, values)
+
+
+def _clipped(slope: Any, most: float) -> Any:
+    """Returns a slope, or what is nearest to it of what is believed."""
+    return slope if math.isinf(most) else np.minimum(np.maximum(slope, -most), most)

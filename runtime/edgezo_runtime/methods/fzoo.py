@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Probe
 from edgezo_runtime.methods.directions import Everywhere
-from edgezo_runtime.methods.estimators import OneSidedSamples
+from edgezo_runtime.methods.estimators import OneSidedSamples, total
 from edgezo_runtime.methods.options import Choice
 from edgezo_runtime.methods.rules import Sgd
 from edgezo_runtime.noise import DISTRIBUTIONS
@@ -39,11 +40,13 @@ class Fzoo(Everywhere, OneSidedSamples, Sgd):
     def forwards(self) -> int:
         return self.samples + 1
 
-    def compared(self, here: float, losses: list[float]) -> list[float]:
-        found = np.array(losses)
+    def compared(self, here: Scalar, losses: list[Scalar]) -> list[Scalar]:
         with np.errstate(over="ignore", invalid="ignore"):
-            spread = float(found.std(ddof=1))
-            return list((found - here) / (spread or 1.0))
+            mean = total(losses) / self.samples
+            squares = total((loss - mean) * (loss - mean) for loss in losses)
+            spread = np.sqrt(squares / (self.samples - 1))
+            unit = spread + np.equal(spread, 0)  # 1 where there is none
+            return [(loss - here) / unit for loss in losses]
 
     def rate(self, probe: Probe) -> float:
         return self.samples * probe.slope / probe.curvature

@@ -81,8 +81,8 @@ class Hizoo(Everywhere, Stateful):
         return [Slope(direction, slope, self.eps)]
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
-        length = np.float32(walk.lr * slopes[0].value)
-        kept, new = np.float32(1 - self.alpha), np.float32(self.alpha * self._bend)
+        length, new = walk.rounded(walk.lr * slopes[0].value, self.alpha * self._bend)
+        kept = np.float32(1 - self.alpha)
 
         def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
             before = state["hessian"]
@@ -137,7 +137,7 @@ class Helene(Everywhere, TwoPoint, Stateful):
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         annealed = self.beta1 + (1 - self.beta1) * power(1 - 1 / self.anneal, walk.number)
-        g, lr, share = (np.float32(x) for x in (slopes[0].value, walk.lr, annealed))
+        g, lr, share = walk.rounded(slopes[0].value, walk.lr, annealed)
         beta1, beta2 = np.float32(self.beta1), np.float32(self.beta2)
         new = np.float32(1 - self.beta2)
         gamma, floor, delta = (np.float32(x) for x in (self.gamma, self.floor, self.delta))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime.arena import Term
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.directions import Everywhere
 from edgezo_runtime.methods.estimators import TwoPoint
@@ -66,10 +66,12 @@ class MezoMomentum(Everywhere, TwoPoint, _Recomputed):
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         (now,) = slopes
-        for age, direction, slope in self.earlier(walk.number):
-            self.move(direction, -walk.lr * (power(self.beta, age) * slope))
-        coefficient = np.float32(now.back - walk.lr * now.value)
-        self.arena.defer(Term(now.direction, coefficient, self.decay(walk)))
+        earlier = [
+            (direction, -walk.lr * (power(self.beta, age) * slope), 0.0)
+            for age, direction, slope in self.earlier(walk.number)
+        ]
+        last = now.direction, now.back - walk.lr * now.value, now.back
+        self.descend(walk, [*earlier, last])
 
     def rate(self, probe: Probe) -> float:
         return (1 - self.beta) / ((1 - power(self.beta, self.window)) * probe.curvature)
@@ -103,14 +105,19 @@ class MezoAdam(Everywhere, TwoPoint, _Recomputed):
     beta2 = Number(0.999, least=0, below=1)
     delta = Number(1e-8, above=0)
 
+    @property
+    def late(self) -> bool:
+        return self.window <= self.arena.sweeper.most_directions
+
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         self.restore(slopes)
         (now,) = slopes
-        seen = [(0, now.direction, now.value), *self.earlier(walk.number)]
+        seen: list[tuple[int, AnyDirection, Scalar]] = [(0, now.direction, now.value)]
+        seen += self.earlier(walk.number)
         shares1, shares2 = (
             _shares([power(beta, age) for age, *_ in seen]) for beta in (self.beta1, self.beta2)
         )
-        gs = [np.float32(slope) for *_, slope in seen]
+        gs = walk.rounded(*(slope for *_, slope in seen))
         lr, delta = np.float32(walk.lr), np.float32(self.delta)
 
         def rule(xp: Any, weights: Any, state: State, *zs: Any) -> Any:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime.arena import Term
-from edgezo_runtime.late import LateSlope
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Method, Probe, Slope
 from edgezo_runtime.methods.options import Number
 from edgezo_runtime.methods.walk import Walk
 from edgezo_runtime.power import power
-from edgezo_runtime.sweep import ONE, Descent, Rule, State
+from edgezo_runtime.sweep import Rule, State
 
 LARGEST_SQUARE = 1e18  # slopes below it, times z, have squares in float32
 
@@ -30,27 +29,15 @@ class Sgd(Method):
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         rate = walk.lr / len(slopes)
-        last = len(slopes) - 1
-        for i, slope in enumerate(slopes):
-            decay = self.decay(walk) if i == last else ONE
-            self.arena.defer(self._term(slope, rate, decay))
-
-    def _term(self, slope: Slope, rate: float, decay: np.float32) -> Term:
-        direction, back, late = slope.direction, slope.back, slope.measured
-        if isinstance(late, LateSlope):
-            first = np.float32(back)
-            return Descent(direction, first, decay, slope=late, back=back, rate=rate)
-        return Term(direction, np.float32(back - rate * self.length(slope.value)), decay)
-
-    @property
-    def late(self) -> bool:
-        return True
+        self.descend(
+            walk, [(s.direction, s.back - rate * self.length(s.value), s.back) for s in slopes]
+        )
 
     @property
     def updates_at_once(self) -> bool:
         return self.estimates == 1
 
-    def length(self, slope: float) -> float:
+    def length(self, slope: Scalar) -> Scalar:
         """Returns how far an update goes for a slope, times the rate."""
         return slope
 
@@ -64,12 +51,8 @@ class FixedLength(Sgd):
     .. math:: \theta \leftarrow (\theta - \eta\, \mathrm{sign}(g) z)(1 - \eta \lambda)
     """
 
-    @property
-    def late(self) -> bool:
-        return False  # a device computes no signs
-
-    def length(self, slope: float) -> float:
-        return float(np.sign(slope))
+    def length(self, slope: Scalar) -> Scalar:
+        return np.sign(slope)
 
     def rate(self, probe: Probe) -> float:
         return probe.slope / probe.curvature
@@ -96,7 +79,7 @@ class Sign(Stateful):
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         (slope,) = slopes
-        length = np.float32(walk.lr * np.sign(slope.value))
+        (length,) = walk.rounded(walk.lr * np.sign(slope.value))
 
         def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
             return weights - length * xp.sign(z), {}
@@ -125,7 +108,7 @@ class Momentum(Stateful):
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         (slope,) = slopes
-        beta, g, lr = np.float32(self.beta), np.float32(slope.value), np.float32(walk.lr)
+        beta, g, lr = walk.rounded(self.beta, slope.value, walk.lr)
 
         def rule(xp: Any, weights: Any, state: State, z: Any) -> Any:
             momentum = beta * state["momentum"] + g * z
@@ -162,7 +145,7 @@ class Adam(Stateful):
 
     def rule(self, walk: Walk, slopes: Sequence[Slope]) -> Rule:
         (slope,) = slopes
-        g, lr, delta = (np.float32(x) for x in (slope.value, walk.lr, self.delta))
+        g, lr, delta = walk.rounded(slope.value, walk.lr, self.delta)
         keep1, keep2 = np.float32(self.beta1), np.float32(self.beta2)
         take1, take2 = np.float32(1 - self.beta1), np.float32(1 - self.beta2)
         whole1 = np.float32(1 - power(self.beta1, walk.number))

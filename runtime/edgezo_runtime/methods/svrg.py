@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgezo_runtime.arena import Term
+from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import MOST_STEPS, Everywhere
 from edgezo_runtime.methods.estimators import StepSize
@@ -83,16 +83,15 @@ class MezoSvrg(Everywhere):
 
     def apply(self, walk: Walk, slopes: Sequence[Slope]) -> None:
         (slope,) = slopes
-        length = walk.lr * slope.value
+        length, ways = walk.lr * slope.value, []
         anchor = self._anchor_of(walk.number)
         if anchor == walk.number:
-            length *= self.anchor_rate
+            length = length * self.anchor_rate
         else:
             kept = next((r for number, r in self.past if number == anchor), None)
             if kept is not None:
-                self.move(self.direction(anchor), -walk.lr * float(kept.scalars[0]))
-        coefficient = np.float32(slope.back - length)
-        self.arena.defer(Term(slope.direction, coefficient, self.decay(walk)))
+                ways = [(self.direction(anchor), -walk.lr * float(kept.scalars[0]), 0.0)]
+        self.descend(walk, [*ways, (slope.direction, slope.back - length, slope.back)])
 
     def rate(self, probe: Probe) -> float:
         return 0.5 / probe.curvature  # a step is the sum of two estimates
@@ -100,7 +99,7 @@ class MezoSvrg(Everywhere):
     def _anchor_of(self, number: int) -> int:
         return number - (number - 1) % self.interval
 
-    def _slope(self, walk: Walk) -> float:
+    def _slope(self, walk: Walk) -> Scalar:
         """Returns the slope where the weights are; they are left at its far end."""
         direction = self.direction(walk.number)
         self.move(direction, self.eps)

@@ -2,22 +2,23 @@
 
 A method describes a step once, as moves between losses. What it computes from losses it hands to
 `Walk.known`, and goes on with what that returns; so the same code takes a step and replays it.
+Where losses stay on the device, these numbers are `LateNumber`s.
 """
 
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, SupportsFloat, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.journal import SKIPPED, Record
-from edgezo_runtime.late import LateLoss, LateSlopes
+from edgezo_runtime.late import LateNumber, LateRecord, LateSingle, Scalar, Single
 from edgezo_runtime.noise import AnyDirection
+from edgezo_runtime.sweep import ONE, Descent
 
 
 @runtime_checkable
@@ -42,7 +43,7 @@ class Startable(Protocol):
 class Stayable(Protocol):
     """A loss that may stay where it is computed."""
 
-    def stay(self) -> LateLoss | None:
+    def stay(self) -> LateNumber | None:
         """Starts a forward pass at the present weights, whose loss stays on the device.
 
         Where the host computes it, nothing is started, and None returned.
@@ -64,38 +65,15 @@ class Walk(abc.ABC):
         self.lr = lr
         self.skipped = False
 
-    def loss(self) -> float:
+    def loss(self) -> Scalar:
         """Returns the loss at the arena's present weights; NaN in a replay."""
         return self.later()()
 
     @abc.abstractmethod
-    def later(
-        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
-    ) -> Callable[[], float]:
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], Scalar]:
         """Starts what `loss` needs; returns what waits for it, to be called once and in order.
 
-        Args:
-            ahead: what will be added before each of the losses that follow, as far as it is known.
-            stay: whether the loss had better stay on the device, for `slopes`.
-        """
-
-    @abc.abstractmethod
-    def slopes(
-        self,
-        waits: Sequence[Callable[[], float]],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float = math.inf,
-    ) -> Sequence[SupportsFloat]:
-        """Returns slopes, as `known` does, of all losses of the step.
-
-        They are `LateSlope`s where all of the losses stayed on the device.
-
-        Args:
-            waits: what `later` returned.
-            pairs: which loss rises above which, by their places, for each slope.
-            span: how far they are apart.
-            clip: the largest slope that is believed.
+        `ahead` is what will be added before each of the losses that follow, as far as it is known.
         """
 
     @abc.abstractmethod
@@ -103,8 +81,30 @@ class Walk(abc.ABC):
         """Returns the derivative of the loss along a direction; NaN in a replay."""
 
     @abc.abstractmethod
-    def known(self, *values: float) -> tuple[float, ...]:
-        """Returns `values` as the record holds them, rounded to float32; zeros if skipped."""
+    def known(self, *values: Scalar) -> tuple[Scalar, ...]:
+        """Returns `values` as the record holds them, rounded to float32; zeros if skipped.
+
+        Late ones are known to the device alone, and so is whether the step is skipped: it counts as
+        one that is not, and the device leaves out what an update by `rounded` and `term` would do.
+        """
+
+    def rounded(self, *values: Scalar) -> Sequence[Single]:
+        """Returns numbers of the update, each rounded to float32."""
+        return [np.float32(value) for value in values]
+
+    def term(
+        self, direction: AnyDirection, taken: Single, back: float, decay: np.float32 = ONE
+    ) -> Term:
+        """Returns a term of the update.
+
+        Args:
+            direction: names z.
+            taken: how far along z, of `rounded`.
+            back: how far if the step is skipped, on the way to the weights before it.
+            decay: multiplies the weights that decay, after the addition.
+        """
+        assert not isinstance(taken, LateSingle)
+        return Term(direction, taken, decay)
 
     @abc.abstractmethod
     def choice(self, flag: int) -> int:
@@ -120,29 +120,34 @@ class Measured(Walk):
         lr: its learning rate.
         loss: returns the loss of the step's batch at the arena's present weights.
         most: the largest scalar that the method can use.
+        stay: whether losses shall stay on the device, where they can.
     """
 
     def __init__(
-        self, arena: Arena, number: int, lr: np.float32, loss: Callable[[], float], most: float
+        self,
+        arena: Arena,
+        number: int,
+        lr: np.float32,
+        loss: Callable[[], float],
+        most: float,
+        stay: bool,
     ) -> None:
         super().__init__(number, float(lr))
         self.losses: list[float] = []
-        self._arena, self._loss, self._most = arena, loss, most
+        self._arena, self._loss, self._most, self._stay = arena, loss, most, stay
         self._rate = lr
         self._scalars: tuple[np.float32, ...] = ()
         self._flags = 0
-        self._stayed: list[LateLoss] = []
-        self._late: LateSlopes | None = None
+        self._stayed: list[LateNumber] = []
+        self._late: LateRecord | None = None
 
-    def later(
-        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
-    ) -> Callable[[], float]:
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], Scalar]:
         self._arena.add()
         self._arena.foresee(ahead)
-        late = _stay(self._loss) if stay else None
+        late = _stay(self._loss) if self._stay else None
         if late is not None:
             self._stayed.append(late)
-            return late
+            return lambda: late
         wait = _start(self._loss)
 
         def read() -> float:
@@ -150,21 +155,6 @@ class Measured(Walk):
             return self.losses[-1]
 
         return read
-
-    def slopes(
-        self,
-        waits: Sequence[Callable[[], float]],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float = math.inf,
-    ) -> Sequence[SupportsFloat]:
-        if len(self._stayed) == len(waits):
-            device, most = self._arena.device, self._most
-            self._late = device.slopes(self._stayed, pairs, span, clip, self._rate, most)
-            return self._late.each
-        losses = [wait() for wait in waits]
-        found = ((losses[i] - losses[j]) / span for i, j in pairs)
-        return self.known(*(min(max(slope, -clip), clip) for slope in found))
 
     def slope(self, direction: AnyDirection) -> float:
         if not isinstance(self._loss, Differentiable):
@@ -174,7 +164,12 @@ class Measured(Walk):
         self.losses.append(value)
         return slope
 
-    def known(self, *values: float) -> tuple[float, ...]:
+    def known(self, *values: Scalar) -> tuple[Scalar, ...]:
+        if any(isinstance(value, LateNumber) for value in values):
+            assert self._late is None  # whether a step is skipped, it finds out at once
+            device = self._arena.device
+            self._late = device.record(self._stayed, values, self._rate, self._most)
+            return tuple(self._late.scalars)
         with np.errstate(over="ignore", invalid="ignore"):
             scalars = np.array(values, np.float64).astype(np.float32)
             moves = scalars * np.float32(self.lr)
@@ -185,19 +180,31 @@ class Measured(Walk):
         self._scalars += tuple(scalars)
         return tuple(map(float, scalars))
 
+    def rounded(self, *values: Scalar) -> Sequence[Single]:
+        return super().rounded(*values) if self._late is None else self._late.rounded(values)
+
+    def term(
+        self, direction: AnyDirection, taken: Single, back: float, decay: np.float32 = ONE
+    ) -> Term:
+        if self._late is None:
+            return super().term(direction, taken, back, decay)
+        skipped = self._late.skipped
+        return Descent(direction, np.float32(back), decay, taken=taken, skipped=skipped)
+
     def choice(self, flag: int) -> int:
         self._flags |= flag
         return flag
 
     @property
     def late(self) -> bool:
-        """Whether only the device knows the slopes yet."""
+        """Whether only the device knows the record yet."""
         return self._late is not None
 
     def finish(self) -> None:
         """Waits for what only the device knows yet."""
         if self._late is not None:
-            self.losses, self._scalars, self.skipped = self._late.wait()
+            losses, self._scalars, self.skipped = self._late.wait()
+            self.losses += losses
             self._flags = SKIPPED if self.skipped else 0
             self._late = None
 
@@ -215,24 +222,13 @@ class Replayed(Walk):
         self._record = record
         self._next = 0
 
-    def later(
-        self, ahead: Sequence[Sequence[Term]] = (), stay: bool = False
-    ) -> Callable[[], float]:
+    def later(self, ahead: Sequence[Sequence[Term]] = ()) -> Callable[[], Scalar]:
         return lambda: float("nan")
-
-    def slopes(
-        self,
-        waits: Sequence[Callable[[], float]],
-        pairs: Sequence[tuple[int, int]],
-        span: float,
-        clip: float = math.inf,
-    ) -> Sequence[SupportsFloat]:
-        return self.known(*(math.nan for _ in pairs))
 
     def slope(self, direction: AnyDirection) -> float:
         return float("nan")
 
-    def known(self, *values: float) -> tuple[float, ...]:
+    def known(self, *values: Scalar) -> tuple[Scalar, ...]:
         self.skipped = self._record.skipped
         scalars = self._record.scalars[self._next : self._next + len(values)]
         self._next += len(values)
@@ -242,7 +238,7 @@ class Replayed(Walk):
         return self._record.flags & ~SKIPPED
 
 
-def _stay(loss: Callable[[], float]) -> LateLoss | None:
+def _stay(loss: Callable[[], float]) -> LateNumber | None:
     """Starts a loss that stays on the device, if it can."""
     return loss.stay() if isinstance(loss, Stayable) else None
 

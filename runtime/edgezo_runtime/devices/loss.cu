@@ -1,4 +1,4 @@
-// Losses of forward passes, and slopes between them, in double precision.
+// Mean losses of forward passes, in double precision.
 //
 // Sums are added up in an order that hangs on nothing but their number, so that a run which is
 // continued finds the same bits.
@@ -7,7 +7,6 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define THREADS 256
-#define LARGEST 3.402823466e38f  // float32
 
 // Returns the sum of each thread's value, to thread 0.
 __device__ __forceinline__ double sum(double value) {
@@ -42,19 +41,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     const double all = sum(mine);
     if (threadIdx.x == 0) *loss = all / (double)rows;
-}
-
-// One slope, as walk.py computes it; the sheet is as cuda_slope.py says.
-extern "C" __global__ void slope(const double* higher, const double* lower, double span,
-                                 double clip, float lr, float most, u32 index, double* sheet) {
-    double found = __ddiv_rn(__dsub_rn(*higher, *lower), span);
-    if (found < -clip) found = -clip;
-    if (found > clip) found = clip;
-    const float rounded = __double2float_rn(found);
-    const bool usable = fabsf(__fmul_rn(rounded, lr)) <= LARGEST && fabsf(rounded) <= most;
-    if (index == 0) sheet[0] = 0.0;
-    if (!usable) sheet[0] = 1.0;
-    sheet[3 * index + 1] = *higher;
-    sheet[3 * index + 2] = *lower;
-    sheet[3 * index + 3] = (double)rounded;
 }
