@@ -46,13 +46,25 @@ from edgezo_runtime.journal import read
 @task_option
 @template_option
 @label_words_option
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Sequences per forward pass: a row has one, or one for each of its options.",
+)
 @click.option(
     "--metric",
     help="em, f1 or em,f1: also let the model answer, and compare with completions; where labels "
     "are chosen f1, the mean over the labels.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Longest answer of --metric.",
+)
 @click.option("--shots", type=click.IntRange(1), help="Show so many solved rows before each.")
 @click.option("--shot-data", type=click.Path(path_type=Path), help="Rows to show, JSONL.")
 @click.option(
