@@ -9,24 +9,22 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from edgezo import baselines
 from edgezo.adapted import AddAdapter
 from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
-from edgezo.data.rows import Rows
 from edgezo.evaluate import Metrics
 from edgezo.finite_json import finite_json
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
-from edgezo.tasks.base import BaseTask
-from edgezo.tasks.make import task_from_settings
+from edgezo.tasks import task_of_run
 from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
-from edgezo.training_data import draw, evaluate_held_out
+from edgezo.training_data import draw_held_out, evaluate_held_out
 from edgezo.tuned import open_tuned
 from edgezo_runtime import journal
 from edgezo_runtime.bundle import open_bundle
@@ -349,14 +347,11 @@ def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
 def _test(run: RunFolder, settings: RunSettings, add: AddAdapter | None) -> Metrics:
     """Evaluates a finished run on the held-out rows of `settings`."""
     model, _ = open_tuned(run.path, add, settings.device, settings.threads)
-    drawn = draw(model, settings)
-    assert drawn.held_out is not None  # `plan` saw to it
-    task = drawn.task
-    if isinstance(drawn.held_out, Rows):  # a start from a probe gives labels tokens of their own
-        own = journal.read(run.journal).header["task"]
-        task = cast(BaseTask, task_from_settings(own, model.tokenizer))
-    examples = task.encode_rows(drawn.held_out)
-    return evaluate_held_out(model, task, examples, drawn.held_out, settings)
+    rows = draw_held_out(model, settings)
+    # The run's own: the training rows say which labels there are, and a start from a probe gives
+    # them tokens of their own.
+    task = task_of_run(model, journal.read(run.journal).header["task"])
+    return evaluate_held_out(model, task, task.encode_rows(rows), rows, settings)
 
 
 def _fields(run: Run, family: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgezo_runtime.model import Model
 
 # What a journal's header has of a run's data only where it is not the default.
 OPTIONAL_NOTES = ("columns", "objective", "drawn")
+_NO_DRAW = "examples are drawn from rows of text, and this model takes arrays"
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,30 @@ def draw(model: Model, settings: RunSettings) -> Drawn:
     Raises:
         InputError: the data or a setting is wrong, or there are too few rows.
     """
-    prompt = load_prompt(settings.prompt, model.form["kind"])
-    prompt = prompt.override(settings.task, settings.template, _words(settings.label_words))
+    prompt = _prompt(model, settings)
     rows = read_data(settings.data, model, prompt)
     task = task_of(model, rows, prompt)  # of all rows: they say which labels there are
     _metrics(task, settings)
-    train, held_out = _divided(rows, settings, lambda path: read_data(path, model, prompt))
+    held_out = draw_held_out(model, settings) if settings.eval_data else None
+    train, held_out = _divided(rows, settings, held_out)
     return Drawn(task, prompt, rows.sha256, train, held_out)
+
+
+def draw_held_out(model: Model, settings: RunSettings) -> Rows | ArrayRows:
+    """Reads the data that settings hold out, and no other, and takes the rows that they ask for.
+
+    Raises:
+        InputError: the settings name no held-out data; it is wrong, or has too few rows.
+    """
+    if settings.eval_data is None:
+        raise InputError("eval_data is missing: give the path of held-out rows")
+    rows = read_data(settings.eval_data, model, _prompt(model, settings))
+    if settings.eval_examples is None:
+        return rows
+    if not isinstance(rows, Rows):
+        raise InputError(_NO_DRAW)
+    # The same for every seed, which is what runs of several seeds are compared on.
+    return held_back(rows, 0, settings.eval_examples)[0]
 
 
 def prepare(model: Model, settings: RunSettings) -> TrainingData:
@@ -168,14 +186,13 @@ def _metrics(task: BaseTask, settings: RunSettings) -> list[str]:
 
 
 def _divided(
-    rows: Rows | ArrayRows, settings: RunSettings, read: Callable[[str], Rows | ArrayRows]
+    rows: Rows | ArrayRows, settings: RunSettings, held_out: Rows | ArrayRows | None
 ) -> tuple[Rows | ArrayRows, Rows | ArrayRows | None]:
     """Returns the rows to train on and the held-out ones, as the settings draw them."""
-    held_out = read(settings.eval_data) if settings.eval_data else None
     count, drawn = settings.eval_examples, settings.examples or settings.shots
     if not isinstance(rows, Rows):
         if drawn or count:
-            raise InputError("examples are drawn from rows of text, and this model takes arrays")
+            raise InputError(_NO_DRAW)
         return rows, held_out
     if count and held_out is None:
         if len(rows) < count + (settings.examples or 1):
@@ -184,12 +201,14 @@ def _divided(
                 f"train on and {count} to hold out were asked"
             )
         held_out, rows = held_back(rows, settings.seed, count)
-    elif count and isinstance(held_out, Rows):
-        # The same for every seed, which is what runs of several seeds are compared on.
-        held_out, _ = held_back(held_out, 0, count)
     if drawn:
         rows = subset(rows, settings.seed, settings.examples, settings.shots)
     return rows, held_out
+
+
+def _prompt(model: Model, settings: RunSettings) -> Prompt:
+    prompt = load_prompt(settings.prompt, model.form["kind"])
+    return prompt.override(settings.task, settings.template, _words(settings.label_words))
 
 
 def _words(given: tuple[str, ...] | None) -> list[str] | dict[str, str] | None:

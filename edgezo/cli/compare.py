@@ -52,7 +52,8 @@ _PLAN = ("bundle", "data", "methods", "seeds", "settings")
 @click.option(
     "--in-context",
     type=click.IntRange(1),
-    help=f"Also icl: show the untuned model so many solved rows.  [default: {IN_CONTEXT}]",
+    help="Also icl: show the untuned model so many solved rows.  [default of --methods icl: "
+    f"{IN_CONTEXT}]",
 )
 @click.option(
     "--linear-probe",

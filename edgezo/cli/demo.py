@@ -17,8 +17,12 @@ from edgezo_runtime.start import FILE
 
 @subcommand("edgezo demo --steps 100 --out runs/demo")
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle or Hugging Face folder.")
-@click.option("--steps", type=click.IntRange(1), help=f"[default: {recipe.STEPS}]")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: edgezo-demo]")
+@click.option(
+    "--steps", type=click.IntRange(1), help=f"Number of steps.  [default: {recipe.STEPS}]"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the run.  [default: edgezo-demo]"
+)
 @threads_option
 @as_json
 def command(

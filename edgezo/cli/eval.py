@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -29,15 +28,7 @@ from edgezo.evaluate import evaluate
 from edgezo.linear_probe import linear_probe
 from edgezo.objectives import with_label_f1
 from edgezo.run_folder import RunFolder, is_run
-from edgezo.tasks import (
-    Arrays,
-    BaseTask,
-    Prompt,
-    load_prompt,
-    read_data,
-    task_from_settings,
-    task_of,
-)
+from edgezo.tasks import Prompt, load_prompt, read_data, task_of, task_of_run
 from edgezo.tasks.shots import show_shots
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import read
@@ -55,13 +46,25 @@ from edgezo_runtime.journal import read
 @task_option
 @template_option
 @label_words_option
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Sequences per forward pass: a row has one, or one for each of its options.",
+)
 @click.option(
     "--metric",
     help="em, f1 or em,f1: also let the model answer, and compare with completions; where labels "
     "are chosen f1, the mean over the labels.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Longest answer of --metric.",
+)
 @click.option("--shots", type=click.IntRange(1), help="Show so many solved rows before each.")
 @click.option("--shot-data", type=click.Path(path_type=Path), help="Rows to show, JSONL.")
 @click.option(
@@ -101,16 +104,13 @@ def command(
     loaded, _ = open_model(model, device, threads)
     asked = load_prompt(prompt, loaded.form["kind"]).override(task, template, label_words)
     header = read(RunFolder(model).journal).header if is_run(model) else {}
-    own = header.get("task") or {}
-    recorded = asked == Prompt() and own.get("name") not in (None, Arrays.name)
+    own = header.get("task", {})
+    recorded = bool(own) and asked == Prompt()
     if recorded:
         asked = Prompt(columns=header.get("columns", {}))
     rows = read_data(data, loaded, asked)
     fitted = rows if probe_data is None else read_data(probe_data, loaded, asked)
-    if not recorded:
-        maker = task_of(loaded, fitted, asked)
-    else:
-        maker = cast(BaseTask, task_from_settings(own, loaded.tokenizer))
+    maker = task_of_run(loaded, own) if recorded else task_of(loaded, fitted, asked)
     if probe_data is not None and (metric is not None or shots is not None):
         raise InputError("--probe-data goes with neither --metric nor --shots; leave one out")
     if (shots is None) != (shot_data is None):

@@ -22,7 +22,13 @@ from edgezo.generate import stream
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
-@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Longest continuation.",
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option(
     "--top-p",
@@ -31,7 +37,13 @@ from edgezo.generate import stream
     show_default=True,
     help="Draw from the likeliest tokens whose probabilities add up to this.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Draws the tokens, where --temperature is above 0.",
+)
 @device_option
 @threads_option
 @as_json

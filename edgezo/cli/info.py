@@ -27,6 +27,8 @@ def command(path: Path, parameters: bool, tune: str | None, as_json: bool) -> No
     """Show what PATH, a bundle, a run or an .onnx file, holds.
 
     Of an .onnx file it says which weights could be tuned, and why the other constants could not.
+    run_mb and tune_mb are megabytes that weights take to run, and to tune by each --tune; what a
+    batch takes comes on top.
     """
     if is_run(path):
         fields = _run(RunFolder(path))
@@ -41,12 +43,12 @@ def command(path: Path, parameters: bool, tune: str | None, as_json: bool) -> No
         if isinstance(value, list):
             for item in value:
                 click.echo("  " + "  ".join(str(part) for part in item.values()))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             click.echo(f"{name}:")
             for key, inner in value.items():
                 click.echo(f"  {key}: {inner}")
         else:
-            click.echo(f"{name}: {value}")
+            click.echo(f"{name}: {'none' if value in (None, {}) else value}")
 
 
 def _bundle(path: Path, every: bool, tune: str | None) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def command(as_json: bool) -> None:
         return
     for row in rows:
         defaults = ", ".join(f"{key} {value}" for key, value in row["defaults"].items())
+        passes = f"{row['forwards']} forward pass{'es' if row['forwards'] != 1 else ''}"
         click.echo(
-            f"{row['name']}  {row['forwards']} forwards a step, {row['state_bytes']:g} bytes of "
+            f"{row['name']}  {passes} a step, {row['state_bytes']:g} bytes of "
             f"state a weight; {defaults}; {row['paper']}"
         )

@@ -30,7 +30,7 @@ def command(
 
     Memory is the peak of the whole process, weights and Python included; its limit is what is free
     if --memory says nothing else. One method of each family is rehearsed for a few steps, in a
-    process of its own. Without --tune all weights are, and adamw also on LoRA and on the upper
+    process of its own. Without --tune methods tune all weights, and adamw also LoRA or the upper
     quarter of the layers.
     """
     limits = Limits(parse_memory(memory or AUTO), None if time is None else parse_time(time))

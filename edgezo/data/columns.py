@@ -55,7 +55,7 @@ class Columns:
             what = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"{place}: the prompt cannot make column {quoted(name)} of columns {listed(row)}: "
-                f"{what}"
+                f"{what}; give rows with what it reads, or another prompt"
             ) from error
         return value
 

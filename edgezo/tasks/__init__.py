@@ -19,6 +19,7 @@ from edgezo.tasks.make import task_from_settings as task_from_settings
 from edgezo.tasks.masked import Masked as Masked
 from edgezo.tasks.of_model import read_data as read_data
 from edgezo.tasks.of_model import task_of as task_of
+from edgezo.tasks.of_model import task_of_run as task_of_run
 from edgezo.tasks.prompts import Prompt as Prompt
 from edgezo.tasks.prompts import load_prompt as load_prompt
 from edgezo.tasks.text import Text as Text

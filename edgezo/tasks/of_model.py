@@ -10,7 +10,7 @@ from edgezo.data.arrays import ArrayRows, arrays_from, read_arrays
 from edgezo.data.rows import Rows, read_rows, rows_from
 from edgezo.tasks.arrays import Arrays
 from edgezo.tasks.base import BaseTask
-from edgezo.tasks.make import make_task
+from edgezo.tasks.make import make_task, task_from_settings
 from edgezo.tasks.prompts import Prompt
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
@@ -68,3 +68,14 @@ def task_of(model: Model, rows: Rows | ArrayRows, prompt: Prompt) -> BaseTask:
             "--label-words"
         )
     return Arrays(model.bundle.manifest)
+
+
+def task_of_run(model: Model, settings: Mapping[str, Any]) -> BaseTask:
+    """Returns the task of a run of `model` whose journal has its `BaseTask.settings`.
+
+    Raises:
+        InputError: the settings are damaged.
+    """
+    if takes_arrays(model):
+        return Arrays(model.bundle.manifest)
+    return task_from_settings(settings, model.tokenizer)

@@ -42,7 +42,8 @@ def genai_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = No
         The largest difference from the file in logits and log-probabilities.
 
     Raises:
-        InputError: the file is damaged, or of a model or dtype that edgezo does not read.
+        InputError: the file is damaged, of a model or dtype that edgezo does not read, or none
+            that ONNX Runtime runs: its attention takes heads whose size is a multiple of 16.
         EdgezoError: the bundle does not compute what the file computes.
     """
     described = _config(source.parent / GENAI_CONFIG)
@@ -59,6 +60,8 @@ def genai_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = No
         raise InputError(
             f"{source} is no graph that the model builder writes: {error!r}"
         ) from error
+    batch = sample_batch(vocabulary, 3, 11)
+    logits = _logits(source, batch, vocabulary)
     with new_folder(out) as folder:
         for name in SIDE_FILES:
             if (source.parent / name).is_file():
@@ -77,7 +80,7 @@ def genai_to_bundle(source: Path, out: Path, task: Mapping[str, Any] | None = No
             made_with=("onnx", "onnx-ir", "onnxscript"),
         )
         runner = GraphRunner(open_bundle(folder))
-        difference = _check(runner, source, vocabulary)
+        difference = _check(runner, batch, logits, source)
         check_mutations(runner, vocabulary)
     return difference
 
@@ -93,18 +96,40 @@ def _config(path: Path) -> dict[str, Any]:
     return described
 
 
-def _check(runner: GraphRunner, source: Path, vocabulary: int) -> float:
-    """Returns the largest difference from the file, or raises EdgezoError if it is too large."""
+def _logits(source: Path, batch: Mapping[str, np.ndarray], vocabulary: int) -> np.ndarray:
+    """Returns what the file gives at the positions of `batch`, (positions, vocabulary) float32.
+
+    Raises:
+        InputError: ONNX Runtime does not run the file, whose sizes it may not take.
+    """
     session = session_of(source)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    rows = len(batch["input_ids"])
     past = {
-        node.name: np.zeros((3, node.shape[1], 0, node.shape[3]), np.float32)
+        node.name: np.zeros((rows, node.shape[1], 0, node.shape[3]), np.float32)
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    batch = sample_batch(vocabulary, 3, 11)
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    every = session.run(["logits"], text | past)[0].reshape(-1, vocabulary)
-    logits = every[batch["positions"]].astype(np.float64)
+    try:
+        every = session.run(["logits"], text | past)[0]
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{source} does not run in ONNX Runtime itself: export the checkpoint that it was "
+            f"built of instead ({reason})"
+        ) from error
+    return every.reshape(-1, vocabulary)[batch["positions"]]
+
+
+def _check(
+    runner: GraphRunner, batch: Mapping[str, np.ndarray], given: np.ndarray, source: Path
+) -> float:
+    """Returns the largest difference from the logits that the file has `given`.
+
+    Raises:
+        EdgezoError: it is too large.
+    """
+    logits = given.astype(np.float64)
     largest = logits.max(axis=1, keepdims=True)
     logprobs = logits - largest - np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
     rows = np.arange(len(logits))

@@ -127,7 +127,7 @@ class Lazy(LowRank):
         left = stream(seed, Purpose.LEFT, step, rows * self.rank)
         right = stream(seed, Purpose.RIGHT, self.since, columns * self.rank)
         right *= np.float32(1 / math.sqrt(self.rank))
-        places = _places(self.matrices, (self.rank,) * len(self.matrices))
+        places, _ = _layout(self.matrices, (self.rank,) * len(self.matrices))
         return Factors(xp.asarray(left), xp.asarray(right), places)
 
 
@@ -149,7 +149,8 @@ class Subspace(LowRank):
 
     def factors(self, xp: Any) -> Factors:
         ranks = tuple(place.rank for place in self.bases.places)
-        kinds, count = _alike(self.matrices, ranks), sum(rank * rank for rank in ranks)
+        _, kinds = _layout(self.matrices, ranks, alike=True)
+        count = sum(rank * rank for rank in ranks)
         drawn = stream(self.plain.seed, Purpose.CORE, self.plain.step, count)
         right, at = xp.empty(self.bases.right.size, np.float32), 0
         for kind in kinds:  # whose bases lie one after the other
@@ -195,7 +196,7 @@ def bases(
     ranks = tuple(min(rank, matrix.rows, matrix.columns) for matrix in matrices)
     sizes = [r * (m.rows + m.columns) for m, r in zip(matrices, ranks, strict=True)]
     drawn = stream(seed, Purpose.BASIS, step, sum(sizes))
-    places = _places(matrices, ranks, alike=True)
+    places, _ = _layout(matrices, ranks, alike=True)
     left = np.empty(sum(r * m.rows for r, m in zip(ranks, matrices, strict=True)), np.float32)
     right = np.empty(sum(r * m.columns for r, m in zip(ranks, matrices, strict=True)), np.float32)
     at = 0
@@ -209,37 +210,33 @@ def bases(
 
 
 @functools.lru_cache(4)
-def _places(
+def _layout(
     matrices: tuple[Matrix, ...], ranks: tuple[int, ...], alike: bool = False
-) -> Sequence[Place]:
-    """Returns places of factors: u in the order of matrices, v too, or those alike together."""
+) -> tuple[Sequence[Place], Sequence[_Kind]]:
+    """Returns where factors lie: u in the order of matrices, v too, or those alike together.
+
+    Of those alike it also returns what they have in common, in the order of their v.
+    """
+    order, kinds = range(len(matrices)), []
+    if alike:
+
+        def shape(i: int) -> tuple[int, int]:
+            return ranks[i], matrices[i].columns
+
+        order = sorted(order, key=shape)
+        cores = list(itertools.accumulate((r * r for r in ranks), initial=0))
+        for (rank, columns), group in itertools.groupby(order, shape):
+            members = list(group)
+            starts = np.array([cores[i] for i in members])[:, None]
+            scales = np.array([math.sqrt(matrices[i].size) / rank for i in members])
+            own = starts + np.arange(rank * rank)
+            kinds.append(_Kind(rank, columns, own, scales.astype(np.float32)))
     sizes = (m.rows * r for m, r in zip(matrices, ranks, strict=True))
     lefts = itertools.accumulate(sizes, initial=0)
-    order = range(len(matrices))
-    if alike:
-        order = sorted(order, key=lambda i: (ranks[i], matrices[i].columns))
     rights, at = [0] * len(matrices), 0
     for i in order:
         rights[i], at = at, at + ranks[i] * matrices[i].columns
-    return [Place(*each) for each in zip(ranks, lefts, rights, strict=False)]
-
-
-@functools.lru_cache(4)
-def _alike(matrices: tuple[Matrix, ...], ranks: tuple[int, ...]) -> Sequence[_Kind]:
-    """Returns matrices whose factors v have one shape together, in the order of `_places`."""
-    starts = list(itertools.accumulate((r * r for r in ranks), initial=0))
-    kinds: dict[tuple[int, int], list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        kinds.setdefault((ranks[i], matrix.columns), []).append(i)
-    return [
-        _Kind(
-            rank,
-            columns,
-            np.array([starts[i] for i in members])[:, None] + np.arange(rank * rank),
-            np.array([math.sqrt(matrices[i].size) / rank for i in members]).astype(np.float32),
-        )
-        for (rank, columns), members in sorted(kinds.items())
-    ]
+    return [Place(*each) for each in zip(ranks, lefts, rights, strict=False)], kinds
 
 
 def orthonormal(drawn: np.ndarray) -> np.ndarray:

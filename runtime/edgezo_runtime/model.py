@@ -22,12 +22,13 @@ from edgezo_runtime.first_order.tangents import TangentSession
 from edgezo_runtime.generation import GenerationSession
 from edgezo_runtime.late import LateNumber
 from edgezo_runtime.noise import AnyDirection
-from edgezo_runtime.options import OptionSession, Shared
+from edgezo_runtime.options import OptionSession
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.parts import PartedBatch
 from edgezo_runtime.prefix_cache import PRECISIONS, open_cache
 from edgezo_runtime.select import FULL
 from edgezo_runtime.session import Session
+from edgezo_runtime.shared import Shared
 from edgezo_runtime.start import Start
 from edgezo_runtime.text import TOKENIZER, Tokenizer
 from edgezo_runtime.weights import Weights

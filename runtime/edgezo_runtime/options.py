@@ -5,78 +5,20 @@ A bundle's generation graph reads the prompts; the same graph, edited, reads the
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from edgezo_runtime import dtypes
-from edgezo_runtime.batch import BaseBatch, Batch, OptionLoss, Outputs
+from edgezo_runtime.batch import Outputs
 from edgezo_runtime.bundle import GENERATE, QUANTIZED
 from edgezo_runtime.devices import Device
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.generation import Cache, GenerationSession, SharedWeights
 from edgezo_runtime.option_graph import LOGITS, POSITIONS, PROMPTS, ROWS, option_graph
+from edgezo_runtime.shared import Shared
 
-# How many times more tokens must be read without sharing. On the CPU 2.2 made scoring 1.6 times as
-# fast (OpenBookQA), 10 made it 10 times as fast (ReCoRD), and 1.1 gained nothing (COPA).
-_LEAST_GAIN = 1.7
 _READS_ALIKE = (None, "lora")  # adapters that put nothing in front of the text
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A batch of options, cut where each row's options begin to differ.
-
-    Attributes:
-        prompts: tokens that all options of a row begin with, padded on the left, (rows, past).
-        prompt_mask: 0 at padding, (rows, past) int64.
-        rows: which prompt each option goes on from, (options,) int64.
-        tokens: the rest of each option, padded on the right, (options, new) int64.
-        mask: 0 at padding, (options, new) int64.
-        positions: where the answers are predicted, ``option * new + t``, (answers,) int64.
-        targets: the token that should follow each position, (answers,) int64.
-    """
-
-    prompts: np.ndarray
-    prompt_mask: np.ndarray
-    rows: np.ndarray
-    tokens: np.ndarray
-    mask: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
-
-    @classmethod
-    def of(cls, batch: BaseBatch, gain: float = _LEAST_GAIN) -> Shared | None:
-        """Returns what `batch` shares; None unless sharing divides the tokens read by `gain`."""
-        if not isinstance(batch, Batch) or not isinstance(batch.objective, OptionLoss):
-            return None
-        if batch.decoder_input_ids is not None:
-            return None
-        ids, count = batch.input_ids, batch.objective.choices
-        if count.sum() != len(ids):  # options that stand in one sequence
-            return None
-        length = ids.shape[1]
-        option, place = np.divmod(batch.positions, length)
-        first = np.full(len(ids), length)
-        np.minimum.at(first, option, place)
-        ends = np.concatenate([[0], np.cumsum(count)])
-        past = np.array([_common(ids, first, a, b) for a, b in itertools.pairwise(ends)])
-        rows = np.repeat(np.arange(len(count)), count)
-        rest = batch.attention_mask.sum(axis=1) - past[rows]
-        new = int(rest.max())
-        if not past.all() or ids.size < gain * (len(past) * past.max() + len(ids) * new):
-            return None
-        prompts = [ids[start, :size] for start, size in zip(ends, past, strict=False)]
-        options = [ids[i, past[row] : past[row] + rest[i]] for i, row in enumerate(rows)]
-        return cls(
-            *_padded(prompts, int(past.max()), left=True),
-            rows,
-            *_padded(options, new, left=False),
-            option * new + place - past[rows[option]],
-            batch.targets,
-        )
 
 
 class OptionSession:
@@ -127,19 +69,22 @@ class OptionSession:
         Raises:
             EdgezoError: ONNX Runtime failed.
         """
+        found = np.empty(len(shared.targets), np.float32)
+        first = 0
+        for logits in self._read(shared):
+            (own,) = np.nonzero((shared.places >= first) & (shared.places < first + len(logits)))
+            found[own] = _logprobs(logits, shared.places[own] - first, shared.targets[own])
+            first += len(logits)
+        return {"logprobs": found}
+
+    def _read(self, shared: Shared) -> Iterator[np.ndarray]:
+        """Yields the logits of the places of `shared`, (places, vocabulary), some at a time."""
         cache = self._prompts.start(len(shared.prompts))
-        self._prompts.read(cache, shared.prompts, shared.prompt_mask)
-        feeds = {
-            "input_ids": shared.tokens,
-            "attention_mask": np.concatenate([cache.mask[shared.rows], shared.mask], axis=1),
-            ROWS: shared.rows,
-            POSITIONS: shared.positions,
-        }
-        logits = self._run(cache, feeds)
-        highest = logits.max(axis=1)
-        logits -= highest[:, None]
-        chosen = logits[np.arange(len(logits)), shared.targets]
-        return {"logprobs": chosen - np.log(np.exp(logits, out=logits).sum(axis=1))}
+        yield self._prompts.read(cache, shared.prompts, shared.prompt_mask)
+        for reading in shared.readings:
+            mask = np.concatenate([cache.mask[reading.rows], reading.mask], axis=1)
+            feeds = {"input_ids": reading.tokens, "attention_mask": mask}
+            yield self._run(cache, feeds | {ROWS: reading.rows, POSITIONS: reading.positions})
 
     def _run(self, cache: Cache, feeds: dict[str, np.ndarray]) -> np.ndarray:
         self._weights.settle()
@@ -161,20 +106,8 @@ class OptionSession:
             ) from error
 
 
-def _common(ids: np.ndarray, first: np.ndarray, start: int, end: int) -> int:
-    """Returns how many tokens the sequences share before any of their answers' positions."""
-    shared = (ids[start:end] == ids[start]).all(axis=0)
-    differing = np.flatnonzero(~shared)
-    return int(min([first[start:end].min(), *differing[:1]]))
-
-
-def _padded(
-    sequences: Sequence[np.ndarray], length: int, left: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.zeros((len(sequences), length), np.int64)
-    mask = np.zeros_like(ids)
-    for index, tokens in enumerate(sequences):
-        place = slice(length - len(tokens), None) if left else slice(len(tokens))
-        ids[index, place] = tokens
-        mask[index, place] = 1
-    return ids, mask
+def _logprobs(logits: np.ndarray, places: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the log-probability of each target after its place."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    chosen = logits[places, targets]
+    return chosen - np.log(np.exp(logits, out=logits).sum(axis=1))[places]

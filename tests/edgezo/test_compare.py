@@ -365,3 +365,25 @@ def test_scores_are_of_test_rows(tiny_bundle: Path, data: Path, tmp_path: Path) 
         planned(files | {"test_examples": 40})
     with pytest.raises(InputError, match=r"task mine has no file nowhere\.jsonl"):
         planned(files | {"test_data": "nowhere.jsonl"})
+
+
+def test_test_rows_take_no_second_reading_of_the_training_rows(
+    tiny_bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    """They may be gone by then: what they say of the labels is in the journal of the run."""
+    write_rows(tmp_path / "train.jsonl", labelled(60))
+    write_rows(tmp_path / "test.jsonl", labelled(20, first=900))
+    names = {"data": "train", "eval_data": "dev", "test_data": "test"}
+    task = {name: str(tmp_path / f"{file}.jsonl") for name, file in names.items()}
+    task["eval_data"] = str(data / "dev.jsonl")
+    own = {"mezo": {"lr": 1e-3, "start": "probe"}}
+
+    @contextlib.contextmanager
+    def removing(run: Run) -> Iterator[Callback]:
+        yield Nobody()
+        Path(run.settings.data).unlink()
+
+    runs = plan(str(tiny_bundle), {"mine": task}, own, [0], FEW, tmp_path / "out")
+    rows = list(compare(runs, tmp_path / "out", removing, keep_weights=True))
+    tuned = called("eval", runs[1].settings.out, "--data", task["test_data"], "--json").json
+    assert rows[1]["loss"] == pytest.approx(tuned["loss"], abs=1e-6)

@@ -158,3 +158,10 @@ def test_a_file_without_weights(tmp_path: Path) -> None:
     assert fields["constants"] == {"int32: only float32, float16 and bfloat16 are tuned": 1}
     assert "full" in fields["not_tuned"]
     refused(called("info", file, "--tune", "a*"), 2, "the model has none")
+
+
+def test_what_there_is_none_of(bundle_of: Callable[[str], Path]) -> None:
+    lines = called("info", bundle_of("llama")).out.splitlines()
+    assert "task: none" in lines
+    bare = called("info", bundle_of("attention")).out.splitlines()
+    assert "context_length: none" in bare

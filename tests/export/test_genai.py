@@ -50,10 +50,12 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SMALL: dict[str, Any] = SIZES | {"hidden_size": 32}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)),
     "qwen2_tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "mistral_window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+    "small_heads": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
 }
 Folders = Callable[[str], tuple[Path, Path]]
 
@@ -87,7 +89,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return folders
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "qwen2_tied", "mistral_window"])
 def test_it_is_the_checkpoint_s_bundle(name: str, built: Folders, tmp_path: Path) -> None:
     checkpoint, file = built(name)
     genai_to_bundle(file, tmp_path / "b.edgezo", {"name": "chat"})
@@ -142,4 +144,11 @@ def test_what_is_not_read(built: Folders, tmp_path: Path) -> None:
     onnx.save(model, folder / "model.onnx")
     with pytest.raises(InputError, match="no graph that the model builder writes"):
         genai_to_bundle(folder / "model.onnx", tmp_path / "b.edgezo")
+    assert not (tmp_path / "b.edgezo").exists()
+
+
+def test_a_file_that_its_own_runtime_refuses(built: Folders, tmp_path: Path) -> None:
+    _, file = built("small_heads")  # of 8
+    with pytest.raises(InputError, match=r"does not run in ONNX Runtime.*multiple of 16"):
+        genai_to_bundle(file, tmp_path / "b.edgezo")
     assert not (tmp_path / "b.edgezo").exists()

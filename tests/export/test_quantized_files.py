@@ -21,10 +21,12 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from edgezo_export.adapters.base import adapt
 from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_export.onnx_reader import read_onnx
 from edgezo_export.trainable import find_weights
 from edgezo_runtime.batch import ArrayBatch, RowLoss
+from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model, load
 
@@ -179,6 +181,14 @@ def test_weights_alone_in_integers_are_multiplied_as_the_file_says(tmp_path: Pat
     change(model.arena.views["w_scale"])
     changed = with_value(path, "w_scale", model.arena.views["w_scale"])
     np.testing.assert_allclose(ours(model, x), theirs(changed, x, optimised=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lora_has_no_place_beside_integers_of_a_file(case: str, tmp_path: Path) -> None:
+    CASES[case][0](net(tmp_path / "plain.onnx"), tmp_path / "quantized.onnx")
+    onnx_to_bundle(tmp_path / "quantized.onnx", tmp_path / "b.edgezo", loss="mse")
+    with pytest.raises(InputError, match="quantised already: tune the scales with --tune scales"):
+        adapt(open_bundle(tmp_path / "b.edgezo"), {"kind": "lora"})
 
 
 def reasons(path: Path) -> dict[str, str]:

@@ -91,6 +91,11 @@ def add_lora(
     layers = [layer for p in parameters if (layer := _layer(p, inputs[p.name]))]
     linear = {layer.weight: layer for layer in layers}
     if not linear:
+        if any(p.kind == "scale" for p in parameters):
+            raise InputError(
+                "the graph has no linear layer for LoRA, as its file was quantised already: tune "
+                "the scales with --tune scales, or make the bundle from the file of float weights"
+            )
         raise InputError(
             "the graph has no linear layer for LoRA: tune weights by the patterns of their names"
         )

@@ -80,7 +80,8 @@ class CudaDevice(Device):
                 f"this process works on card {CudaDevice._opened}: use card {index} in another one"
             )
         CudaDevice._opened = index
-        cupy.cuda.Device(index).use()  # by CuPy for whatever names no card
+        # The thread's from here on, for all that names no card: memory, streams, events, kernels.
+        cupy.cuda.Device(index).use()
         # Blocking, so that CuPy's default stream and this one wait for each other.
         self.stream = cupy.cuda.Stream(non_blocking=False)
 
@@ -221,10 +222,9 @@ class CudaDevice(Device):
         cupy = self._cupy
         size = max(int(np.prod(shape)) * dtype.itemsize, 1)
         try:
-            with cupy.cuda.Device(self.index):
-                memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+            memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            free, total = cupy.cuda.Device(self.index).mem_info
+            free, total = cupy.cuda.Device().mem_info
             raise EdgezoError(
                 f"the card has {free >> 20} of {total >> 20} MiB free and {size >> 20} MiB more "
                 "are needed: use device cuda-offload, which leaves the weights in the host's "

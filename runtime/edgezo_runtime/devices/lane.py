@@ -50,14 +50,12 @@ class Lane:
         self.buffers = [card.empty((size,), np.dtype(np.uint8)) for _ in range(count)]
         cuda = card.xp.cuda
         self._runtime = cuda.runtime
-        with cuda.Device(card.index):
-            # Non-blocking: they wait for nothing but events.
-            self._in = cuda.Stream(non_blocking=True)
-            self._out = cuda.Stream(non_blocking=True)
-            self._fetched, self._used, self._swept, self._written = (
-                [cuda.Event(block=False, disable_timing=True) for _ in range(count)]
-                for _ in range(4)
-            )
+        # Non-blocking: they wait for nothing but events.
+        self._in = cuda.Stream(non_blocking=True)
+        self._out = cuda.Stream(non_blocking=True)
+        self._fetched, self._used, self._swept, self._written = (
+            [cuda.Event(block=False, disable_timing=True) for _ in range(count)] for _ in range(4)
+        )
 
     def fetch(self, buffer: int, pieces: Iterable[Copied]) -> None:
         """Queues the copy of `pieces` to a buffer, after those who use it now."""

@@ -59,8 +59,7 @@ class OffloadDevice(CpuDevice):
         """
         cuda = self.card.xp.cuda
         try:
-            with cuda.Device(self.card.index):
-                memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(max(size, 1)), 0)
+            memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(max(size, 1)), 0)
         except cuda.runtime.CUDARuntimeError as error:
             raise EdgezoError(
                 f"the host has no {size >> 20} MiB more that the card could read ({error}): free "
