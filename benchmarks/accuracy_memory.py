@@ -3,10 +3,10 @@
 python benchmarks/accuracy_memory.py --data FOLDER [--model BUNDLE]
 
 FOLDER holds TASK/train.jsonl and TASK/SPLIT.jsonl of each task that a row names; the training rows
-of a task like trec-16-13 are those of kshot/trec/16-13/train.jsonl. Runs that differ in their seed
-alone are measured once, as `edgezo compare` measures them, the short ones first, and each figure is
-written when it is there: a call that was stopped goes on. Methods with true gradients need a bundle
-with a gradient graph.
+of a task like trec-16-13 are those of kshot/trec/16-13/train.jsonl. Runs that differ in their seed,
+or in how far they go, alone are measured once, as `edgezo compare` measures them, the short ones
+first, and each figure is written when it is there: a call that was stopped goes on. Methods with
+true gradients need a bundle with a gradient graph.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.files import write_text
 
 RECORD = RESULTS / ROWS
+#: Settings that change nothing of what the first steps hold.
+GOING_ON = ("steps", "lr", "schedule", "eps", "eval_every", "keep", "snapshot_every")
 Row = dict[str, Any]
 
 
@@ -60,10 +62,11 @@ def main(data: Path, model: str) -> None:
 
 def unmeasured(rows: Sequence[Row]) -> list[list[Row]]:
     """Returns the rows without their memory, those together that one measurement is enough for."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         if row["memory_ratio"] is None:
-            groups.setdefault((row["task"], row["settings_id"]), []).append(row)
+            held = [i for i in row["settings"].items() if i[0] not in GOING_ON and i[1] is not None]
+            groups.setdefault(json.dumps([row["task"], sorted(held)]), []).append(row)
     return sorted(groups.values(), key=lambda group: group[0]["forwards"])
 
 
