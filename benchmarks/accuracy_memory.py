@@ -24,7 +24,7 @@ from edgezo.cli.bench import bundle_for
 from edgezo.cli.run_memory import memory_ratio
 from edgezo.compare import ROWS, Run
 from edgezo.finite_json import finite_json
-from edgezo.settings import RunSettings
+from edgezo.settings import BASE, RunSettings
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.files import write_text
 
@@ -67,7 +67,16 @@ def unmeasured(rows: Sequence[Row]) -> list[list[Row]]:
         if row["memory_ratio"] is None:
             held = [i for i in row["settings"].items() if i[0] not in GOING_ON and i[1] is not None]
             groups.setdefault(json.dumps([row["task"], sorted(held)]), []).append(row)
-    return sorted(groups.values(), key=lambda group: group[0]["forwards"])
+    return sorted(groups.values(), key=lambda group: _passes(group[0]))
+
+
+def _passes(row: Row) -> float:
+    """Returns about how many forward passes a measurement takes: those of the start and a step."""
+    settings = row["settings"]
+    if "steps" not in settings:
+        return row["forwards"]
+    start = 0 if settings.get("start", BASE) == BASE else row["examples"] / row["batch"]
+    return start + (row["forwards"] - start) / settings["steps"]
 
 
 def run_of(row: Mapping[str, Any], bundle: Path, data: Path) -> Run:
