@@ -28,6 +28,8 @@ from edgezo_runtime.model import Model, load
 from edgezo_runtime.ort import onnxruntime
 
 _STEPS = 2
+_TIMES = 3  # processes of plain inference, whose peaks differ by up to a tenth
+_inferred: dict[tuple[Any, ...], int] = {}  # their lowest peak, by bundle, threads and shapes
 _LEFT = 1 << 25  # bytes of a card that the driver may keep when a process ends
 _BATCHES = 8  # of the run's first batches, the one with the most tokens is taken
 
@@ -36,8 +38,9 @@ def memory_ratio(run: Run) -> float | None:
     """Returns the peak memory of a run's steps over that of plain inference of the same batch.
 
     On the CPU both are measured in a process of their own, above what it holds after its imports; a
-    run's has the tokenizer and the data, too. On a card both are what the card holds more than
-    before the model was loaded, after forward passes of the session that then takes the steps.
+    run's has the tokenizer and the data, too; inference's is the lowest of three. On a card both
+    are what the card holds more than before the model was loaded, after forward passes of the
+    session that then takes the steps.
 
     Where rows go through the model in smaller parts, inference is that of a part. A baseline has no
     steps: its forward passes are measured, and the fit of a probe.
@@ -61,11 +64,26 @@ def memory_ratio(run: Run) -> float | None:
             path = worker.call("measure" if baseline else "take_steps", folder=folder, **asked)
             peak, plain = worker.call("peak"), worker.call("plain")
         if plain is None:
-            with np.load(path) as feeds:
-                plain = inference_peak(Path(settings.bundle), feeds, settings.threads)
+            plain = _inference_peak(settings, path)
     if abs((card_bytes(device) or 0) - before) > _LEFT:
         return None
     return round(peak / plain, 4)
+
+
+def _inference_peak(settings: RunSettings, path: str) -> int:
+    """Returns the lowest peak of plain inference of the inputs in `path`; of each shape once.
+
+    Methods that are compared take the same batches, and are held against the same figure.
+    """
+    bundle, threads = settings.bundle, settings.threads
+    with np.load(path) as feeds:
+        shapes = tuple((name, array.shape) for name, array in feeds.items())
+        key = (bundle, threads, shapes)
+        if key not in _inferred:
+            _inferred[key] = min(
+                inference_peak(Path(bundle), feeds, threads) for _ in range(_TIMES)
+            )
+    return _inferred[key]
 
 
 class RunWorker:
