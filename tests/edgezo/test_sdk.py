@@ -370,7 +370,7 @@ def test_flags_override_the_file_which_overrides_the_defaults(
     kept = RunFolder(tmp_path / "run").read_settings()
     options = {"median_clip": 0.0, "distribution": "binomial"}
     expected = settings.to_dict() | {"threads": 1, "tune": "full", "eps": 1e-3, "options": options}
-    expected["start"] = "base"
+    expected |= {"start": "base", "objective": "loss"}
     assert kept == expected
     header = journal.read(tmp_path / "run" / "journal.ezj").header
     assert header["seed"] == 2**64 - 1

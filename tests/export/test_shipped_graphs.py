@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,14 +24,23 @@ from edgezo_runtime.errors import InputError
 
 @pytest.mark.timeout(1800)  # torch takes minutes for each on a busy machine
 @pytest.mark.parametrize("name", ["opt-125m", "smollm2-135m"])
-def test_a_fresh_export_is_byte_for_byte_the_same(name: str, tmp_path: Path) -> None:
-    """Of SmolLM2 without the generation graph, which takes as long again: its layers repeat."""
+def test_a_fresh_export_is_the_same_to_the_byte(name: str, tmp_path: Path) -> None:
+    """But for the build of PyTorch, which its version names.
+
+    Of SmolLM2 without the generation graph, which takes as long again: its layers repeat.
+    """
     folder = shipped_folder(name)
     graphs = (GRAPH, LEAN) if name == "smollm2-135m" else (GRAPH, GENERATE, LEAN)
     made = make_graphs(folder, tmp_path, graphs)
     assert {path.name for path in made} == {*graphs}
     for fresh in made:
-        assert fresh.read_bytes() == (folder / fresh.name).read_bytes()
+        assert _without_build(fresh) == _without_build(folder / fresh.name)
+
+
+def _without_build(path: Path) -> bytes:
+    model = onnx.load(path)
+    model.producer_version = model.producer_version.partition("+")[0]
+    return model.SerializeToString(deterministic=True)
 
 
 def test_smollm2_is_its_layers_repeated() -> None:

@@ -31,7 +31,7 @@ class Fzoo(Everywhere, OneSidedSamples, Sgd):
 
     name = "fzoo"
     paper = "https://arxiv.org/abs/2506.09034"
-    full_lr = 1e-4
+    full_lr = 1e-3
 
     centred = True
     distribution = Choice("rademacher", DISTRIBUTIONS)
