@@ -19,7 +19,7 @@ from recording import record
 from edgezo.callbacks import Callback
 from edgezo.cli.models import default_model
 from edgezo.evaluate import evaluate
-from edgezo.settings import Settings
+from edgezo.settings import RunSettings
 from edgezo.train import train
 from edgezo.training_data import prepare
 from edgezo.tuner import Step
@@ -66,7 +66,7 @@ def main(
         bundle = Path(scratch) / f"smollm2-{form}.edgezo"
         quantize_bundle(default_model(click.echo), bundle, form)
         model = load(bundle, tune=TUNING["tune"], threads=threads)
-        settings = Settings(
+        settings = RunSettings(
             bundle=str(bundle),
             data=str(train_rows),
             eval_data=str(test_rows),
