@@ -100,6 +100,18 @@ def check_metrics(task: BaseTask, metrics: Sequence[str]) -> None:
         )
 
 
+def metric_names(task: BaseTask, metric: str) -> list[str]:
+    """Returns the names in `metric`, which has commas between them; of labels ``"f1"`` alone.
+
+    Raises:
+        InputError: there is no such metric, or the answers to `task` have none.
+    """
+    names = [name.strip() for name in metric.split(",")]
+    if not (task.chooses and names == ["f1"]):
+        check_metrics(task, names)
+    return names
+
+
 def evaluate_answers(
     model: Model,
     task: BaseTask,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgezo.answers import check_metrics, evaluate_answers
+from edgezo.answers import evaluate_answers, metric_names
 from edgezo.data.arrays import ArrayRows
 from edgezo.data.mixed import MIXED
 from edgezo.data.rows import Rows
@@ -179,10 +179,7 @@ def _metrics(task: BaseTask, settings: RunSettings) -> list[str]:
         own = ANSWER_METRICS.get(settings.objective)
         judged = isinstance(task, Generate) or (task.chooses and own == F1)
         return [own] if own and judged else []
-    names = [name.strip() for name in settings.metric.split(",")]
-    if not (task.chooses and names == [F1]):
-        check_metrics(task, names)
-    return names
+    return metric_names(task, settings.metric)
 
 
 def _divided(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgezo.answers import check_metrics, evaluate_answers
+from edgezo.answers import evaluate_answers, metric_names
 from edgezo.cli.common import (
     as_json,
     device_option,
@@ -120,10 +120,7 @@ def command(
         if not isinstance(shown, Rows):
             raise InputError("--shots are rows of text, and this model takes arrays")
         show_shots(maker, demonstrations(shown, seed, shots))
-    names = [] if metric is None else [name.strip() for name in metric.split(",")]
-    of_labels = maker.chooses and names == ["f1"]
-    if names and not of_labels:
-        check_metrics(maker, names)
+    names = [] if metric is None else metric_names(maker, metric)
     examples = maker.encode_rows(rows)
     started = time.perf_counter()
     with eval_progress() as progress:
@@ -132,7 +129,7 @@ def command(
             metrics = linear_probe(loaded, maker, solved, examples, batch_size).metrics
         else:
             metrics = evaluate(loaded, maker, examples, batch_size, progress)
-        if of_labels:
+        if names and maker.chooses:
             metrics = with_label_f1(metrics, maker, examples)
         elif names and isinstance(rows, Rows):
             answers = evaluate_answers(loaded, maker, rows, names, max_tokens, batch_size, progress)
