@@ -105,6 +105,25 @@ def rule_kernel(formula: Formula, states: int, dtype: dtypes.Dtype, unmasked: bo
     return _launch(update)
 
 
+def vocabulary_kernel(file: str, name: str, given: tuple[tuple[str, Any], ...]) -> Launch:
+    """Stands for the kernel of devices/cuda_vocabulary.py."""
+    assert (file, name) == ("vocabulary.cu", "vocabulary")
+    dtype = next(d for d in dtypes.TRAINABLE if d.onnx == dict(given)["DTYPE"])
+
+    def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        scores, targets, out, columns = arguments
+        (rows,) = grid
+        assert scores.shape == (rows, columns) and scores.dtype == dtype.storage
+        assert block == (256,) and scores.flags.c_contiguous and targets.dtype == np.int64
+        x = np.asarray(scores).astype(np.float64)
+        highest = x.max(axis=1)
+        sums = np.exp(x - highest[:, None]).sum(axis=1)
+        wanted = x[np.arange(rows), np.asarray(targets)[:rows]]
+        out[:rows] = (wanted - highest - np.log(sums)).astype(np.float32)
+
+    return launch
+
+
 def evaluate(
     formula: Formula, weights: Any, state: Any, zs: Any, numbers: Any = None, late: Any = ()
 ) -> list[Any]:

@@ -23,6 +23,7 @@ from edgezo_runtime.devices import (
     cuda_record,
     cuda_rule,
     cuda_sweep,
+    cuda_vocabulary,
 )
 from edgezo_runtime.devices.cpu import CpuDevice, alias
 from edgezo_runtime.noise import POOL_SIZE
@@ -277,6 +278,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cards: int = 1) -> None:
     monkeypatch.setattr(cuda_sweep, "kernel", cuda_kernels.kernel)
     monkeypatch.setattr(cuda_rule, "kernel", cuda_kernels.rule_kernel)
     monkeypatch.setattr(cuda_record, "kernel", cuda_kernels.record_kernel)
+    monkeypatch.setattr(cuda_vocabulary, "kernel", cuda_kernels.vocabulary_kernel)
     host = CpuDevice(1)
 
     def open_session(

@@ -65,7 +65,8 @@ class Session:
             self._split = parts
             self._boundary = parts.boundary if parts else ()
             self._prefix = device.part(parts.prefix, constants, often=False) if parts else None
-            self._suffix = device.part(parts.suffix if parts else model, constants)
+            last = parts.suffix if parts else model
+            self._suffix = device.part(last, constants, weights=weights)
         except Exception as error:
             if device.name == "cpu" and any(p.dtype == "bfloat16" for p in parameters):
                 raise InputError(
@@ -127,7 +128,7 @@ class Session:
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
-            return self._suffix.reduce(feeds, self._outputs, reduction)
+            return self._suffix.reduce(feeds, reduction)
 
     def layout(self) -> Layout:
         """Returns how what the frozen layers compute falls into rows.

@@ -90,11 +90,19 @@ class Device(abc.ABC):
         """
 
     def part(
-        self, model: bytes, constants: Mapping[str, Any] | None = None, often: bool = True
+        self,
+        model: bytes,
+        constants: Mapping[str, Any] | None = None,
+        often: bool = True,
+        weights: Mapping[str, Any] | None = None,
     ) -> Part:
         """Returns the graph of the ONNX file `model`, ready to run; see `open_session`.
 
-        `often` says whether it pays to prepare for runs of the same shapes.
+        Args:
+            model: likewise.
+            constants: likewise.
+            often: whether it pays to prepare for runs of the same shapes.
+            weights: the device's arrays that will be bound to its inputs, by name, if it is known.
         """
         return Part(self, self.open_session(model, constants))
 

@@ -21,10 +21,12 @@ from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.devices.cuda_record import CardRecord
 from edgezo_runtime.devices.cuda_sweep import UPDATED, CudaSweeper
 from edgezo_runtime.devices.part import Part
+from edgezo_runtime.devices.cuda_vocabulary import MULTIPLIED, VocabularyPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.late import LateNumber, Scalar
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
+from edgezo_runtime.vocabulary import take_off
 
 _TYPES = {
     "tensor(float)": np.dtype(np.float32),
@@ -158,16 +160,30 @@ class CudaDevice(Device):
         return CudaSweeper(placed, buffers, self.stream)
 
     def part(
-        self, model: bytes, constants: Mapping[str, Any] | None = None, often: bool = True
+        self,
+        model: bytes,
+        constants: Mapping[str, Any] | None = None,
+        often: bool = True,
+        weights: Mapping[str, Any] | None = None,
     ) -> Part:
         if often and not wire.op_types(model) & _UNRECORDED:
             try:
-                return RecordedPart(self, self._open(model, constants, {"enable_cuda_graph": "1"}))
+                return self._recorded(model, constants, weights or {})
             except Exception as error:
                 # ONNX Runtime refuses where kernels of the CPU stand between those of the card.
                 if "graph capture" not in str(error):
                     raise
         return super().part(model, constants)
+
+    def _recorded(
+        self, model: bytes, constants: Mapping[str, Any] | None, weights: Mapping[str, Any]
+    ) -> Part:
+        end = take_off(model)
+        weight = weights.get(end.weight) if end else None
+        apart = end is not None and weight is not None and weight.dtype in MULTIPLIED
+        body = end.body if end is not None and apart else model
+        part = RecordedPart(self, self._open(body, constants, {"enable_cuda_graph": "1"}))
+        return VocabularyPart(self, part, end, weight) if end is not None and apart else part
 
     def open_session(
         self, model: bytes, constants: Mapping[str, Any] | None = None, piece: bool = False
@@ -182,7 +198,8 @@ class CudaDevice(Device):
         piece: bool = False,
     ) -> Any:
         options = session_options(self.threads)
-        options.enable_mem_pattern = not piece
+        # One block for all that a run computes: blocks of several shapes would lie side by side.
+        options.enable_mem_pattern = False
         # Else sums over rows, as of a bias's gradient, are added up in another order every time.
         options.use_deterministic_compute = piece
         add_constants(options, model, constants)

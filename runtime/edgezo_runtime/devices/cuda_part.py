@@ -5,6 +5,7 @@ A forward pass of a small model is a thousand launches, which take longer than w
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,29 +37,14 @@ class _Recording:
     outputs: dict[str, Any]
 
 
-class RecordedPart(Part):
-    """A `Part` on a card, in a session that was opened with ``enable_cuda_graph``.
-
-    A shape is recorded when it comes for the second time. The first run is an ordinary one, which
-    tells the shapes of the outputs.
-    """
+class CardPart(Part):
+    """A `Part` on a card, whose runs are queued."""
 
     _device: CudaDevice
 
-    def __init__(self, device: CudaDevice, session: Any) -> None:
-        super().__init__(device, session)
-        self._held: dict[str, Any] = {}
-        self._seen: set[_Shapes] = set()
-        self._recordings: dict[_Shapes, _Recording] = {}
-        self._most = MOST_RECORDINGS
-        self._plain = _options(_PLAIN, wait=True)
-
-    def hold(self, name: str, value: Any) -> None:
-        if name in self.inputs:
-            on_host = value.device_name() == "cpu" != self._device.place[0]
-            self._held[name] = (
-                self._device.put(value.numpy()) if on_host else self._device.adopt(value)
-            )
+    @abc.abstractmethod
+    def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
+        """Starts a run; returns the `outputs` by name, on the card until another is started."""
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
@@ -69,26 +55,47 @@ class RecordedPart(Part):
     def start(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> Callable[[], list[np.ndarray]]:
-        values = self._launch(feeds, outputs)
+        values = self.launch(feeds, outputs)
         return self._device.bring([values[name] for name in outputs])
 
     def reduces(self, reduction: Reduction) -> bool:
         return self.outputs[reduction.output].type == "tensor(float)"
 
-    def reduce(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
-    ) -> LateNumber:
-        values = self._launch(feeds, outputs)
+    def reduce(self, feeds: Mapping[str, np.ndarray], reduction: Reduction) -> LateNumber:
+        values = self.launch(feeds, [reduction.output])
         return mean_loss(self._device, values[reduction.output], reduction)
 
-    def _launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
-        """Starts a run; returns the outputs by name, on the card until another is started."""
+
+class RecordedPart(CardPart):
+    """A part in a session that was opened with ``enable_cuda_graph``.
+
+    A shape is recorded when it comes for the second time. The first run is an ordinary one, which
+    tells the shapes of the outputs.
+    """
+
+    def __init__(self, device: CudaDevice, session: Any) -> None:
+        super().__init__(device, session)
+        self._held: dict[str, Any] = {}
+        self._seen: set[_Shapes] = set()
+        self._recordings: dict[_Shapes, _Recording] = {}
+        self._places: dict[str, Any] = {}
+        self._most = MOST_RECORDINGS
+        self._plain = _options(_PLAIN, wait=True)
+
+    def hold(self, name: str, value: Any) -> None:
+        if name in self.inputs:
+            on_host = value.device_name() == "cpu" != self._device.place[0]
+            self._held[name] = (
+                self._device.put(value.numpy()) if on_host else self._device.adopt(value)
+            )
+
+    def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
         feeds = {name: array for name, array in feeds.items() if name in self.inputs}
         feeds |= self._held
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         recording = self._recordings.get(shapes)
         if recording is None:
-            values = self._run_plainly(feeds, outputs)
+            values = self._run_plainly(feeds, [*self.outputs])
             if shapes in self._seen and len(self._recordings) < self._most:
                 self._try_to_record(shapes, feeds, values)
             self._seen.add(shapes)
@@ -128,7 +135,7 @@ class RecordedPart(Part):
         for name, binder in self._kept.items():
             binder(binding, name)
         inputs = {name: device.empty(array.shape, array.dtype) for name, array in feeds.items()}
-        outputs = {name: device.empty(array.shape, array.dtype) for name, array in values.items()}
+        outputs = {name: self._place(name, array) for name, array in values.items()}
         for name, array in feeds.items():
             device.fill(inputs[name], array)
             self._bind(binding.bind_input, name, inputs[name])
@@ -138,6 +145,15 @@ class RecordedPart(Part):
         # Waits: the run before must have given its buffers back; none can be had while recording.
         self._session.run_with_iobinding(binding, _options(name, wait=True))
         return _Recording(binding, _options(name), inputs, outputs)
+
+    def _place(self, name: str, like: Any) -> Any:
+        """Returns where recordings leave the output `name`: in one place, whatever its shape."""
+        held = self._places.get(name)
+        if held is None or held.size < like.size:
+            # Recordings keep what was too small: that is never more than what is needed.
+            size = like.size if held is None else max(like.size, 2 * held.size)
+            held = self._places[name] = self._device.empty((size,), like.dtype)
+        return held[: like.size].reshape(like.shape)
 
     def _bind(self, bind: Any, name: str, array: Any) -> None:
         bind(name, *self._device.place, array.dtype, array.shape, array.data.ptr)
