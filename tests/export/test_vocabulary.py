@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cuda_stand_in
@@ -17,9 +16,7 @@ from edgezo_export.lean.make import save_lean
 from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_runtime.batch import Batch, CandidateLoss, TokenLoss
 from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, open_bundle
-from edgezo_runtime.devices import open_device
-from edgezo_runtime.devices import cuda_vocabulary
-from edgezo_runtime.devices.cuda_part import RecordedPart
+from edgezo_runtime.devices import cuda_vocabulary, open_device
 from edgezo_runtime.devices.cuda_vocabulary import VocabularyPart
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.session import Session
@@ -93,7 +90,7 @@ def test_what_nobody_asks_for_is_not_computed(
     bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = session_on("cuda", bundle_of("opt"))
-    monkeypatch.setattr(VocabularyPart, "_logprobs", None)
+    monkeypatch.setattr(cuda_vocabulary.Logprobs, "__call__", None)
     batch = tokens(2, 2, 0, CandidateLoss(np.array([1, 0])))
     assert session.stay(batch) is not None
     with pytest.raises(EdgezoError, match="NoneType"):

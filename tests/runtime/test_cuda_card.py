@@ -34,6 +34,9 @@ from edgezo_runtime.batch import ArrayBatch
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, open_device
 from edgezo_runtime.devices.cuda import CudaDevice
+from edgezo_runtime.devices.cuda_kernels import THREADS, kernel
+from edgezo_runtime.devices.cuda_vocabulary import Logprobs
+from edgezo_runtime.dtypes import FLOAT16
 from edgezo_runtime.first_order import rules
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.state import State
@@ -233,6 +236,39 @@ def test_losses_numbers_and_terms_on_the_card_are_the_host_s(card: Device) -> No
     check_numbers(card)
     check_descents(card)
     check_nothing_is_added(card)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns"), [("float16", 50272), ("float32", 49152), ("float16", 1001)]
+)
+def test_logprobs_of_targets(card: CudaDevice, dtype: str, columns: int) -> None:
+    rng = np.random.default_rng(0)
+    hidden, weight = (rng.normal(size=(n, 96)).astype(dtype) for n in (3000, columns))
+    targets = rng.integers(0, columns, 3000)
+    logprobs = Logprobs(card, card.put(weight))
+    found = card.host(logprobs(card.put(hidden), targets))
+    scores = (hidden.astype(np.float32) @ weight.astype(np.float32).T).astype(dtype)
+    rows, wide = np.arange(3000), scores.astype(np.float64)
+    highest = wide.max(axis=1)
+    sums = np.log(np.exp(wide - highest[:, None]).sum(axis=1))
+    expected = wide[rows, targets] - highest - sums
+    # Scores of float16 are up to 64: products that are summed in another order round elsewhere.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=0.04 if dtype == "float16" else 0)
+    again = card.host(logprobs(card.put(hidden[:7]), targets[:7]))
+    np.testing.assert_allclose(again, expected[:7], rtol=1e-5, atol=0.04)
+
+
+@pytest.mark.parametrize("columns", [24, 1001])
+def test_logprobs_of_scores_that_are_not_finite(card: CudaDevice, columns: int) -> None:
+    scores = np.full((4, columns), -np.inf, np.float16)
+    scores[0, 3], scores[1, :2], scores[2, 5], scores[3, 3] = 2, 1, np.nan, np.inf
+    given = (("DTYPE", FLOAT16.onnx),)
+    with card.stream:
+        out = card.xp.empty(4, np.float32)
+        targets = card.xp.asarray(np.array([3, 1, 3, 3]))
+        arguments = (card.put(scores), targets, out, np.uint64(columns))
+        kernel("vocabulary.cu", "vocabulary", given)((4,), (THREADS,), arguments)
+    np.testing.assert_allclose(card.host(out), [0, -np.log(2), np.nan, np.nan], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", WAITED)

@@ -20,8 +20,8 @@ from edgezo_runtime.devices.cpu import add_constants, session_options
 from edgezo_runtime.devices.cuda_part import RecordedPart
 from edgezo_runtime.devices.cuda_record import CardRecord
 from edgezo_runtime.devices.cuda_sweep import UPDATED, CudaSweeper
-from edgezo_runtime.devices.part import Part
 from edgezo_runtime.devices.cuda_vocabulary import MULTIPLIED, VocabularyPart
+from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.late import LateNumber, Scalar
 from edgezo_runtime.ort import onnxruntime

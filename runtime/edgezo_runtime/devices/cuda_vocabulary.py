@@ -32,22 +32,20 @@ class _Output:
 
 
 class VocabularyPart(CardPart):
-    """A recorded part whose graph lacks its end, and that end.
-
-    The end's scores lie in one buffer, whatever the shapes, and are not computed where nobody asks.
+    """A recorded part whose graph lacks its end, and that end, where somebody asks for it.
 
     Args:
         device: where it runs.
         body: the graph without its end.
         end: what is lacking.
-        weight: its matrix, (vocabulary, features) float16 or float32 on the card, as it will be.
+        weight: its matrix; see `Logprobs`.
     """
 
     def __init__(
         self, device: CudaDevice, body: RecordedPart, end: Vocabulary, weight: Any
     ) -> None:
-        self._device, self._body, self._end, self._weight = device, body, end, weight
-        self._scores = device.empty((0,), weight.dtype)
+        self._device, self._body, self._end = device, body, end
+        self._logprobs = Logprobs(device, weight)
         self.inputs = body.inputs
         others = {name: node for name, node in body.outputs.items() if name != end.hidden}
         self.outputs = others | {end.output: _Output(end.output)}
@@ -60,37 +58,59 @@ class VocabularyPart(CardPart):
 
     def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
         values = dict(self._body.launch(feeds, [*self._body.outputs]))
-        if self._end.output in outputs:
-            hidden = values[self._end.hidden]
-            with self._device.stream:
-                values[self._end.output] = self._logprobs(hidden, feeds[self._end.targets])
+        end = self._end
+        if end.output in outputs:
+            values[end.output] = self._logprobs(values[end.hidden], feeds[end.targets])
         return values
 
-    def _logprobs(self, hidden: Any, targets: np.ndarray) -> Any:
-        """Queues what computes the targets' log-probabilities, and returns them.
+
+class Logprobs:
+    r"""Computes :math:`\log \mathrm{softmax}(h W^\top)` at each row's target.
+
+    Scores are rounded to the weights' dtype, and lie in one buffer whatever the shapes.
+
+    Args:
+        device: where it is done.
+        weight: W, (vocabulary, features) float16 or float32 on the card, as it will be.
+    """
+
+    def __init__(self, device: CudaDevice, weight: Any) -> None:
+        self._device, self._weight = device, weight
+        given = (("DTYPE", MULTIPLIED[weight.dtype].onnx),)
+        self._kernel = kernel("vocabulary.cu", "vocabulary", given)
+        self._most = max(_BYTES // (len(weight) * weight.dtype.itemsize), 1)  # rows at once
+        self._scores: Any = None
+
+    def __call__(self, hidden: Any, targets: np.ndarray) -> Any:
+        """Queues the computation; returns (answers,) float32 on the card.
+
+        Args:
+            hidden: h, (answers, features) on the card, of the weights' dtype.
+            targets: (answers,) int64 of the host.
 
         Raises:
             InputError: a target is none of the vocabulary.
         """
         xp, weight = self._device.xp, self._weight
         answers, columns = len(hidden), len(weight)
-        if targets.shape != (answers,) or targets.min(initial=0) < 0 or (
-            targets.max(initial=0) >= columns
-        ):
+        low, high = targets.min(initial=0), targets.max(initial=0)
+        if targets.shape != (answers,) or low < 0 or high >= columns:
             raise InputError(f"targets must be {answers} tokens from 0 to {columns - 1}")
-        logprobs = xp.empty(answers, np.float32)
-        wanted = xp.empty(answers, np.int64)
-        wanted.set(np.ascontiguousarray(targets, np.int64))
-        most = max(_BYTES // (columns * weight.dtype.itemsize), 1)
-        pieces = -(-answers // most)
-        size = -(-answers // max(pieces, 1))
-        if self._scores.size < size * columns:
-            self._scores = self._device.empty((size * columns,), weight.dtype)
-        given = (("DTYPE", MULTIPLIED[weight.dtype].onnx),)
-        for start in range(0, answers, max(size, 1)):
-            rows = hidden[start : start + size]
-            scores = self._scores[: len(rows) * columns].reshape(len(rows), columns)
-            xp.dot(rows, weight.T, out=scores)
-            arguments = (scores, wanted[start:], logprobs[start:], np.uint64(columns))
-            kernel("vocabulary.cu", "vocabulary", given)((len(rows),), (THREADS,), arguments)
+        pieces = max(-(-answers // self._most), 1)
+        size = -(-answers // pieces)
+        with self._device.stream:
+            logprobs, wanted = xp.empty(answers, np.float32), xp.empty(answers, np.int64)
+            wanted.set(np.ascontiguousarray(targets, np.int64))
+            for start in range(0, answers, max(size, 1)):
+                rows = hidden[start : start + size]
+                scores = self._buffer(size * columns)[: len(rows) * columns]
+                scores = scores.reshape(len(rows), columns)
+                xp.dot(rows, weight.T, out=scores)
+                arguments = (scores, wanted[start:], logprobs[start:], np.uint64(columns))
+                self._kernel((len(rows),), (THREADS,), arguments)
         return logprobs
+
+    def _buffer(self, size: int) -> Any:
+        if self._scores is None or self._scores.size < size:
+            self._scores = self._device.empty((size,), self._weight.dtype)
+        return self._scores
