@@ -41,6 +41,7 @@ SHAPES = ((16, 64), (1, 32))
 OPT_SHAPES = ((16, 128), (8, 512))
 LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
 STEPS = 4  # timed at once: each is queued while the card is busy with the one before
+PASSES = 2 * STEPS  # likewise, as many as the steps have: the longer a card works, the slower it is
 
 
 @click.command()
@@ -164,11 +165,11 @@ def compared(
     name: str, shape: str, model: Model, batch: Any, peer: Peer, rounds: int
 ) -> list[dict[str, Any]]:
     """Returns the times of forward passes and steps of edgezo and of PyTorch, interleaved."""
-    loss, steps = _ours(model, batch)
+    passes, steps = _ours(model, batch)
     peer.use(batch)
-    runs = (loss, steps, peer.loss, peer.step, peer.step_with_our_sweep)
+    runs = (passes, steps, peer.passes, peer.step, peer.step_with_our_sweep)
     forward, ours, theirs, published, mixed = _interleaved(model, runs, rounds)
-    ours /= STEPS
+    forward, ours, theirs = forward / PASSES, ours / STEPS, theirs / PASSES
     return [
         row(f"{name}forward_ms", shape, forward, "ms", theirs),
         row(f"{name}step_ms", shape, ours, "ms", published),
@@ -181,25 +182,28 @@ def compared(
 
 def alone(model: Model, batch: Any, rounds: int) -> tuple[float, float, float]:
     """Returns milliseconds of a forward pass and of a step, and their memory's ratio."""
-    loss, steps = _ours(model, batch)
-    for _ in range(3):
-        loss()
+    passes, steps = _ours(model, batch)
+    passes()
     inference = used(model.device)
     steps()
     tuning = used(model.device)
-    forward, ours = _interleaved(model, (loss, steps), rounds)
-    return forward, ours / STEPS, tuning / inference
+    forward, ours = _interleaved(model, (passes, steps), rounds)
+    return forward / PASSES, ours / STEPS, tuning / inference
 
 
 def _ours(model: Model, batch: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     method = make("mezo", model.arena, 0, {})
     tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
 
+    def passes() -> None:
+        for _ in range(PASSES):
+            model.loss(batch)
+
     def steps() -> None:
         for _ in range(STEPS):
             tuning.start(BatchLoss(model, batch), np.float32(0))
 
-    return lambda: model.loss(batch), steps
+    return passes, steps
 
 
 def _interleaved(model: Model, runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
@@ -261,6 +265,11 @@ class Peer:
             if self._labels is None:
                 return entropy(logits.float(), self._targets).item()
             return entropy(logits[:, self._candidates].float(), self._labels).item()
+
+    def passes(self) -> None:
+        """Computes the loss as often as edgezo's steps do that are timed at once."""
+        for _ in range(PASSES):
+            self.loss()
 
     def step(self) -> None:
         """Takes the published step: `torch.normal` for each parameter, four times, out of place."""

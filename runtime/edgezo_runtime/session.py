@@ -128,7 +128,7 @@ class Session:
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
-            return self._suffix.reduce(feeds, reduction)
+            return self._suffix.reduce(feeds, self._outputs, reduction)
 
     def layout(self) -> Layout:
         """Returns how what the frozen layers compute falls into rows.

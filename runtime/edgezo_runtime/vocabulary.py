@@ -6,6 +6,7 @@ times over. A device that can do better takes the graph without that end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,19 +53,17 @@ def take_off(model: bytes) -> Vocabulary | None:
     graph = Graph(model)
     if _OUTPUT not in graph.outputs or _TARGETS not in graph.inputs:
         return None
-    ends = list(_ends(graph))
-    if not ends or len({*ends}) > 1 or None in ends:
+    ends = {*_ends(graph)}
+    end = ends.pop() if len(ends) == 1 else None
+    if end is None:
         return None
-    hidden, weight = ends[0] or ("", "")
+    hidden, weight = end
     last = graph.needed([_OUTPUT], {hidden})
-    named = {name for node in last for name in node.inputs}
-    read = {hidden, weight, _TARGETS} | {name for node in last for name in node.outputs}
-    outside = named & (graph.inputs | graph.made_by.keys()) - read
-    counts = [sum(n.operator == operator for n in last) for operator in (_PRODUCT, _SOFTMAX)]
-    known = all(node.operator in _OPERATORS for node in last)
-    if outside or not known or counts != [len(ends)] * 2 or weight not in graph.inputs:
+    operators = Counter(node.operator for node in last)
+    read = {name for node in last for name in node.inputs} & graph.inputs
+    if operators.keys() - _OPERATORS or operators[_PRODUCT] != operators[_SOFTMAX]:
         return None
-    if hidden not in graph.made_by or hidden in graph.outputs:
+    if read != {weight, _TARGETS} or hidden not in graph.made_by or hidden in graph.outputs:
         return None
     return Vocabulary(_without(model, graph, hidden), hidden, weight)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cuda_stand_in
 import numpy as np
 import onnx
 import pytest
-from tiny_checkpoints import VOCABULARY, tiny_model
+from tiny_checkpoints import VOCABULARY
 
-from edgezo_export.bundle_writer import complete_bundle
-from edgezo_export.lean.make import save_lean
-from edgezo_export.text_graph import export_text_graph, save_graph
 from edgezo_runtime.batch import Batch, CandidateLoss, TokenLoss
 from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, open_bundle
 from edgezo_runtime.devices import cuda_vocabulary, open_device
@@ -25,26 +23,7 @@ from edgezo_runtime.weights import Weights
 
 FAMILIES = ("qwen2_window", "opt", "gpt2")
 UPPER = "*[sh].1.*"
-Bundles = Callable[[str], Bundle]
-
-
-@pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Returns a bundle with a lean graph by the model's name."""
-    made: dict[str, Bundle] = {}
-
-    def bundle(name: str) -> Bundle:
-        if name not in made:
-            model = tiny_model(name)
-            weights = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-            folder = tmp_path_factory.mktemp(name)
-            save_graph(export_text_graph(model), folder / GRAPH)
-            assert save_lean(folder)
-            complete_bundle(folder, lambda p: weights[p.name], context_length=64)
-            made[name] = open_bundle(folder)
-        return made[name]
-
-    return bundle
+Bundles = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +48,8 @@ def tokens(rows: int, length: int, seed: int, objective: Any = None) -> Batch:
 
 @pytest.mark.parametrize("tune", ["full", UPPER])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_and_losses_are_the_cpu_s(bundle_of: Bundles, family: str, tune: str) -> None:
-    bundle = bundle_of(family)
+def test_outputs_and_losses_are_the_cpu_s(bundle_folder: Bundles, family: str, tune: str) -> None:
+    bundle = open_bundle(bundle_folder(family))
     on_card, on_host = (session_on(device, bundle, tune) for device in ("cuda", "cpu"))
     assert isinstance(on_card._suffix, VocabularyPart)
     assert (on_card._prefix is None) == (tune == "full")
@@ -87,9 +66,9 @@ def test_outputs_and_losses_are_the_cpu_s(bundle_of: Bundles, family: str, tune:
 
 
 def test_what_nobody_asks_for_is_not_computed(
-    bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
+    bundle_folder: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = session_on("cuda", bundle_of("opt"))
+    session = session_on("cuda", open_bundle(bundle_folder("opt")))
     monkeypatch.setattr(cuda_vocabulary.Logprobs, "__call__", None)
     batch = tokens(2, 2, 0, CandidateLoss(np.array([1, 0])))
     assert session.stay(batch) is not None
@@ -98,15 +77,15 @@ def test_what_nobody_asks_for_is_not_computed(
 
 
 @pytest.mark.parametrize("target", [-1, VOCABULARY])
-def test_a_target_that_is_no_token_is_named(bundle_of: Bundles, target: int) -> None:
-    session, batch = session_on("cuda", bundle_of("opt")), tokens(2, 3, 0)
+def test_a_target_that_is_no_token_is_named(bundle_folder: Bundles, target: int) -> None:
+    session, batch = session_on("cuda", open_bundle(bundle_folder("opt"))), tokens(2, 3, 0)
     batch.targets[1] = target
     with pytest.raises(InputError, match=f"targets must be 4 tokens from 0 to {VOCABULARY - 1}"):
         session.stay(batch)
 
 
-def test_recordings_of_all_shapes_leave_hidden_states_in_one_place(bundle_of: Bundles) -> None:
-    session = session_on("cuda", bundle_of("opt"))
+def test_recordings_of_all_shapes_leave_hidden_states_in_one_place(bundle_folder: Bundles) -> None:
+    session = session_on("cuda", open_bundle(bundle_folder("opt")))
     for shape in [(4, 9), (2, 5), (3, 9)] * 2:
         session.forward(tokens(*shape, 0))
     part = session._suffix
@@ -116,9 +95,9 @@ def test_recordings_of_all_shapes_leave_hidden_states_in_one_place(bundle_of: Bu
     assert len({one.outputs[part._end.hidden].data.ptr for one in recordings}) == 1
 
 
-def test_other_ends_stay_in_the_graph(bundle_of: Bundles) -> None:
+def test_other_ends_stay_in_the_graph(bundle_folder: Bundles) -> None:
     """One that scales its logits, one that reads another weight too, and one of a plain graph."""
-    bundle = bundle_of("opt")
+    bundle = open_bundle(bundle_folder("opt"))
     lean = bundle.read_graph(LEAN)
     assert take_off(lean) is not None
     assert take_off(bundle.read_graph(GRAPH)) is None

@@ -178,12 +178,14 @@ class CudaDevice(Device):
     def _recorded(
         self, model: bytes, constants: Mapping[str, Any] | None, weights: Mapping[str, Any]
     ) -> Part:
+        def recorded(model: bytes) -> RecordedPart:
+            return RecordedPart(self, self._open(model, constants, {"enable_cuda_graph": "1"}))
+
         end = take_off(model)
         weight = weights.get(end.weight) if end else None
-        apart = end is not None and weight is not None and weight.dtype in MULTIPLIED
-        body = end.body if end is not None and apart else model
-        part = RecordedPart(self, self._open(body, constants, {"enable_cuda_graph": "1"}))
-        return VocabularyPart(self, part, end, weight) if end is not None and apart else part
+        if end is None or weight is None or weight.dtype not in MULTIPLIED:
+            return recorded(model)
+        return VocabularyPart(self, recorded(end.body), end, weight)
 
     def open_session(
         self, model: bytes, constants: Mapping[str, Any] | None = None, piece: bool = False
@@ -198,8 +200,7 @@ class CudaDevice(Device):
         piece: bool = False,
     ) -> Any:
         options = session_options(self.threads)
-        # One block for all that a run computes: blocks of several shapes would lie side by side.
-        options.enable_mem_pattern = False
+        options.enable_mem_pattern = False  # blocks of several shapes would lie side by side
         # Else sums over rows, as of a bias's gradient, are added up in another order every time.
         options.use_deterministic_compute = piece
         add_constants(options, model, constants)

@@ -44,7 +44,10 @@ class CardPart(Part):
 
     @abc.abstractmethod
     def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
-        """Starts a run; returns the `outputs` by name, on the card until another is started."""
+        """Starts a run; returns the `outputs` by name, on the card until another is started.
+
+        All runs are asked for the same outputs.
+        """
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
@@ -61,8 +64,10 @@ class CardPart(Part):
     def reduces(self, reduction: Reduction) -> bool:
         return self.outputs[reduction.output].type == "tensor(float)"
 
-    def reduce(self, feeds: Mapping[str, np.ndarray], reduction: Reduction) -> LateNumber:
-        values = self.launch(feeds, [reduction.output])
+    def reduce(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
+    ) -> LateNumber:
+        values = self.launch(feeds, outputs)
         return mean_loss(self._device, values[reduction.output], reduction)
 
 
@@ -95,7 +100,7 @@ class RecordedPart(CardPart):
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         recording = self._recordings.get(shapes)
         if recording is None:
-            values = self._run_plainly(feeds, [*self.outputs])
+            values = self._run_plainly(feeds, outputs)
             if shapes in self._seen and len(self._recordings) < self._most:
                 self._try_to_record(shapes, feeds, values)
             self._seen.add(shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +57,25 @@ class VocabularyPart(CardPart):
         self._body.hold(name, value)
 
     def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
-        values = dict(self._body.launch(feeds, [*self._body.outputs]))
         end = self._end
-        if end.output in outputs:
-            values[end.output] = self._logprobs(values[end.hidden], feeds[end.targets])
-        return values
+        others = [name for name in outputs if name != end.output]
+        values = self._body.launch(feeds, [*others, end.hidden])
+        return _Values(values, end, lambda: self._logprobs(values[end.hidden], feeds[end.targets]))
+
+
+class _Values(dict[str, Any]):
+    """A run's outputs, of which the end's is computed when it is asked for."""
+
+    def __init__(
+        self, values: Mapping[str, Any], end: Vocabulary, compute: Callable[[], Any]
+    ) -> None:
+        super().__init__(values)
+        self._end, self._compute = end, compute
+
+    def __missing__(self, name: str) -> Any:
+        if name != self._end.output:
+            raise KeyError(name)
+        return self._compute()
 
 
 class Logprobs:

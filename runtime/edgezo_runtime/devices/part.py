@@ -77,7 +77,9 @@ class Part:
         """Whether `reduce` can."""
         return False
 
-    def reduce(self, feeds: Mapping[str, np.ndarray], reduction: Reduction) -> LateNumber:
+    def reduce(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], reduction: Reduction
+    ) -> LateNumber:
         """Starts a run, as `start` does; returns the mean loss, which stays on the device.
 
         Raises:

@@ -9,6 +9,8 @@
 typedef Storage<DTYPE> Stored;
 typedef Stored::Word Word;
 
+__device__ __forceinline__ float nothing() { return __uint_as_float(0xFF800000u); }  // -infinity
+
 struct Sum {
     float highest, of;  // the sum of exp(x - highest)
 };
@@ -20,14 +22,14 @@ __device__ __forceinline__ void take(Sum& sum, const float* x, int count) {
         sum.of *= expf(sum.highest - highest);
         sum.highest = highest;
     }
-    for (int i = 0; i < count; ++i) sum.of += x[i] == -INFINITY ? 0.0f : expf(x[i] - highest);
+    for (int i = 0; i < count; ++i) sum.of += x[i] == nothing() ? 0.0f : expf(x[i] - highest);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     vocabulary(const Word* scores, const long long* targets, float* out, u64 columns) {
     constexpr int LANES = 16 / sizeof(Word);
     const Word* row = scores + (u64)blockIdx.x * columns;
-    Sum mine = {-INFINITY, 0.0f};
+    Sum mine = {nothing(), 0.0f};
     const u64 whole = columns * sizeof(Word) % 16 == 0 ? columns / LANES : 0;
     for (u64 vector = threadIdx.x; vector < whole; vector += THREADS) {
         union { uint4 wide; Word words[LANES]; } held;
@@ -54,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     const double most = highest[0];
     // A thread that saw nothing but -inf, or nothing, has added nothing, and perhaps NaN.
-    const bool none = mine.highest == -INFINITY;
+    const bool none = mine.highest == nothing();
     sums[threadIdx.x] = none ? mine.of : mine.of * exp((double)mine.highest - most);
     __syncthreads();
     for (u32 half = THREADS / 2; half; half /= 2) {
