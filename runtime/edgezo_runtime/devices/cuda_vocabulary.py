@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from edgezo_runtime.devices.base import Binder
     from edgezo_runtime.devices.cuda import CudaDevice
 
-_BYTES = 1 << 27  # of scores at once: more take memory, fewer are products of few rows
+_BYTES = 1 << 26  # of scores at once: more take memory, fewer are products of few rows
+_TILE = 256  # rows that products are computed by
 #: What CuPy multiplies.
 MULTIPLIED = {np.dtype(np.float16): dtypes.FLOAT16, np.dtype(np.float32): dtypes.FLOAT32}
 
@@ -92,7 +93,8 @@ class Logprobs:
         self._device, self._weight = device, weight
         given = (("DTYPE", MULTIPLIED[weight.dtype].onnx),)
         self._kernel = kernel("vocabulary.cu", "vocabulary", given)
-        self._most = max(_BYTES // (len(weight) * weight.dtype.itemsize), 1)  # rows at once
+        rows = _BYTES // (len(weight) * weight.dtype.itemsize)
+        self._most = max(rows // _TILE * _TILE or rows, 1)  # at once
         self._scores: Any = None
 
     def __call__(self, hidden: Any, targets: np.ndarray) -> Any:
