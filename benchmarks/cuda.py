@@ -3,10 +3,10 @@
 python benchmarks/cuda.py [--model smollm2] [--opt FOLDER ...] [--json] [--record]
 
 PyTorch runs the published MeZO loop, and once more with edgezo's own sweep over its parameters, so
-that what the runtime gains is seen apart from what the noise does. All take turns in one process;
-every figure is a median. PyTorch's models have the same weights. Folders of `weightless.py` are
-filled with random weights; what two copies of leaves no room for runs without PyTorch. What does
-not fit at all is measured by `offload.py`.
+that what the runtime gains is seen apart from what the noise does. All take turns in one process,
+for about as long; every figure is a median. PyTorch's models have the same weights. Folders of
+`weightless.py` are filled with random weights; what two copies of leaves no room for runs without
+PyTorch. What does not fit at all is measured by `offload.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPES = ((16, 64), (1, 32))
 OPT_SHAPES = ((16, 128), (8, 512))
 LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
 STEPS = 4  # timed at once: each is queued while the card is busy with the one before
-PASSES = 2 * STEPS  # likewise, as many as the steps have: the longer a card works, the slower it is
+PASSES = 2 * STEPS  # likewise: the longer a card works, the slower it is
 
 
 @click.command()
@@ -165,11 +165,11 @@ def compared(
     name: str, shape: str, model: Model, batch: Any, peer: Peer, rounds: int
 ) -> list[dict[str, Any]]:
     """Returns the times of forward passes and steps of edgezo and of PyTorch, interleaved."""
-    passes, steps = _ours(model, batch)
+    loss, step = _ours(model, batch)
     peer.use(batch)
-    runs = (passes, steps, peer.passes, peer.step, peer.step_with_our_sweep)
+    runs = [(loss, PASSES), (step, STEPS), (peer.loss, PASSES), (peer.step, STEPS)]
+    runs.append((peer.step_with_our_sweep, STEPS))
     forward, ours, theirs, published, mixed = _interleaved(model, runs, rounds)
-    forward, ours, theirs = forward / PASSES, ours / STEPS, theirs / PASSES
     return [
         row(f"{name}forward_ms", shape, forward, "ms", theirs),
         row(f"{name}step_ms", shape, ours, "ms", published),
@@ -182,44 +182,44 @@ def compared(
 
 def alone(model: Model, batch: Any, rounds: int) -> tuple[float, float, float]:
     """Returns milliseconds of a forward pass and of a step, and their memory's ratio."""
-    passes, steps = _ours(model, batch)
-    passes()
+    loss, step = _ours(model, batch)
+    for _ in range(3):
+        loss()
     inference = used(model.device)
-    steps()
+    for _ in range(3):
+        step()
     tuning = used(model.device)
-    forward, ours = _interleaved(model, (passes, steps), rounds)
-    return forward / PASSES, ours / STEPS, tuning / inference
+    forward, ours = _interleaved(model, [(loss, PASSES), (step, STEPS)], rounds)
+    return forward, ours, tuning / inference
 
 
 def _ours(model: Model, batch: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     method = make("mezo", model.arena, 0, {})
     tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
 
-    def passes() -> None:
-        for _ in range(PASSES):
-            model.loss(batch)
+    def step() -> None:
+        tuning.start(BatchLoss(model, batch), np.float32(0))
 
-    def steps() -> None:
-        for _ in range(STEPS):
-            tuning.start(BatchLoss(model, batch), np.float32(0))
-
-    return passes, steps
+    return lambda: model.loss(batch), step
 
 
-def _interleaved(model: Model, runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Returns the median milliseconds of each of `runs`."""
+def _interleaved(
+    model: Model, runs: Sequence[tuple[Callable[[], object], int]], rounds: int
+) -> list[float]:
+    """Returns the median milliseconds of each of `runs`, done so many times at once."""
     card = model.device.xp.cuda.Device()
-    for run in (*runs, *runs, *runs):
+    for run, _ in [*runs] * 3:
         run()
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for index, run in enumerate(runs):
+        for index, (run, count) in enumerate(runs):
             model.weights.settle()  # the way back from a step is not a forward pass's
             card.synchronize()
             began = time.perf_counter()
-            run()
+            for _ in range(count):
+                run()
             card.synchronize()
-            times[index].append(1e3 * (time.perf_counter() - began))
+            times[index].append(1e3 * (time.perf_counter() - began) / count)
     return [median(each) for each in times]
 
 
@@ -265,11 +265,6 @@ class Peer:
             if self._labels is None:
                 return entropy(logits.float(), self._targets).item()
             return entropy(logits[:, self._candidates].float(), self._labels).item()
-
-    def passes(self) -> None:
-        """Computes the loss as often as edgezo's steps do that are timed at once."""
-        for _ in range(PASSES):
-            self.loss()
 
     def step(self) -> None:
         """Takes the published step: `torch.normal` for each parameter, four times, out of place."""
