@@ -13,7 +13,7 @@ from edgezo_runtime.dtypes import Dtype
 from edgezo_runtime.noise import BLOCK_SIZE
 from edgezo_runtime.sweep import Placed
 
-_BYTES = 8192  # of a chunk
+_BYTES = 16384  # of a chunk
 #: `Chunk` of noise.cuh.
 CHUNK = np.dtype([("weight", "<u8"), ("noise", "<u8"), ("count", "<u4"), ("decays", "<u4")])
 
