@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -267,23 +267,34 @@ class Peer:
             return entropy(logits[:, self._candidates].float(), self._labels).item()
 
     def step(self) -> None:
-        """Takes the published step: `torch.normal` for each parameter, four times, out of place."""
-        torch = self._torch
+        """Takes the published step: `torch.normal` for each parameter, four times, out of place.
+
+        Each operation of its loop is there, those by a rate and a decay of 0 as well.
+        """
         self._number += 1
-
-        def move(scale: float) -> None:
-            torch.manual_seed(self._number)
-            for parameter in self._parameters.values():
-                data = parameter.data
-                z = torch.normal(0, 1, data.size(), device=data.device, dtype=data.dtype)
-                parameter.data = data + scale * z
-
-        move(EPS)
+        self._move(1)
         higher = self.loss()
-        move(-2 * EPS)
+        self._move(-2)
         slope = (higher - self.loss()) / (2 * EPS)
-        move(EPS)
-        move(-0.0 * slope)
+        self._move(1)
+        rate = decay = 0.0
+        for parameter, z in self._drawn():
+            change = slope * z
+            if parameter.data.ndim >= 2:
+                change = change + decay * parameter.data
+            parameter.data = parameter.data - rate * change
+
+    def _move(self, factor: float) -> None:
+        for parameter, z in self._drawn():
+            parameter.data = parameter.data + factor * z * EPS
+
+    def _drawn(self) -> Iterator[tuple[Any, Any]]:
+        """Yields each parameter and the step's normals for it."""
+        torch = self._torch
+        torch.manual_seed(self._number)
+        for parameter in self._parameters.values():
+            data = parameter.data
+            yield parameter, torch.normal(0, 1, data.size(), device=data.device, dtype=data.dtype)
 
     def step_with_our_sweep(self) -> None:
         """Takes the step with edgezo's sweeps over PyTorch's parameters."""
