@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cuda_stand_in
@@ -148,6 +149,24 @@ def test_onnx_runtime_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cupy", cuda_stand_in.module())
     with pytest.raises(EdgezoError, match="has no CUDA execution provider"):
         open_device("cuda")
+
+
+def test_libraries_that_lie_in_packages_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[str] = []
+
+    def preload() -> None:
+        print("Failed to load libcublas.so.13")
+        loaded.append("libcublas.so.13")
+
+    fake = SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider"], preload_dlls=preload
+    )
+    monkeypatch.setattr(cuda, "onnxruntime", lambda: fake)
+    cuda.check_runtime()
+    assert loaded
+    assert not capfd.readouterr().out
 
 
 def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:

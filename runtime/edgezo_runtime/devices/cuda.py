@@ -6,8 +6,10 @@ left behind.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -269,12 +271,18 @@ def _pinned(cuda: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def check_runtime() -> None:
-    """Raises EdgezoError unless this ONNX Runtime was built for CUDA."""
+    """Loads CUDA's libraries for ONNX Runtime, which finds none that lie in Python packages.
+
+    Raises:
+        EdgezoError: this ONNX Runtime was not built for CUDA.
+    """
     ort = onnxruntime()
     if _PROVIDER not in ort.get_available_providers():
         raise EdgezoError(
             f"this ONNX Runtime {ort.__version__} has no CUDA execution provider: {_INSTALL}"
         )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it looks for elsewhere
+        ort.preload_dlls()
 
 
 def _cupy() -> Any:
