@@ -33,10 +33,12 @@ def described(card: Any) -> dict[str, Any]:
     """Returns what was run, for each row of results."""
     version = card.xp.cuda.runtime.driverGetVersion()
     name = card.xp.cuda.runtime.getDeviceProperties(card.index)["name"].decode()
+    found = versions("onnxruntime-gpu", "torch", "transformers", "cupy-cuda13x")
+    found.pop("onnxruntime", None)  # beside the build for cards, it is not what runs
     return {
         "card": name,
         "driver": f"CUDA {version // 1000}.{version % 1000 // 10}",
-        "versions": versions("onnxruntime-gpu", "torch", "transformers", "cupy-cuda13x"),
+        "versions": found,
         "commit": commit("benchmarks/results"),
     }
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 from card import described, filled, opened, row, tell, token_batch, used
-from recording import record
+from recording import record_rows
 
 from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
@@ -55,7 +55,7 @@ PASSES = 2 * STEPS  # likewise: the longer a card works, the slower it is
 )
 @click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as one line of JSON last.")
-@click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/cuda.json.")
+@click.option("--record", "keep", is_flag=True, help="Write into benchmarks/results/cuda.json.")
 def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure edgezo on the card."""
     card: Any = opened("cuda")
@@ -70,7 +70,7 @@ def main(model: str, folders: tuple[Path, ...], rounds: int, as_json: bool, keep
             tell(one)
         card.xp.get_default_memory_pool().free_all_blocks()
     if keep:
-        record("cuda", rows)
+        record_rows("cuda", rows)
     if as_json:
         click.echo(json.dumps(rows))
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 from card import described, opened, row, tell
-from recording import record
+from recording import record_rows
 
 from edgezo.bench.step import random_batch
 from edgezo.cli.bench import bundle_for
@@ -48,7 +48,7 @@ class Waited:
 @click.option("--model", default="smollm2", show_default=True, help="Or a bundle's path.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as one line of JSON last.")
-@click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/methods.json.")
+@click.option("--record", "keep", is_flag=True, help="Write into benchmarks/results/methods.json.")
 def main(model: str, rounds: int, as_json: bool, keep: bool) -> None:
     """Measure every method on the card."""
     found = described(opened("cuda"))
@@ -65,7 +65,7 @@ def main(model: str, rounds: int, as_json: bool, keep: bool) -> None:
             tell(one)
         loaded.device.xp.get_default_memory_pool().free_all_blocks()
     if keep:
-        record("methods", rows)
+        record_rows("methods", rows)
     if as_json:
         click.echo(json.dumps(rows))
 

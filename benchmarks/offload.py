@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 from card import described, filled, opened, row, tell, token_batch, used
-from recording import record
+from recording import record_rows
 
 from edgezo_runtime.devices import Device
 from edgezo_runtime.methods import make
@@ -33,7 +33,7 @@ ROOM = 1 << 32  # bytes of the card that a forward pass may need besides the wei
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", type=click.IntRange(1), default=8, show_default=True, help="Steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as one line of JSON last.")
-@click.option("--record", "keep", is_flag=True, help="Write benchmarks/results/offload.json.")
+@click.option("--record", "keep", is_flag=True, help="Write into benchmarks/results/offload.json.")
 def main(folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> None:
     """Measure steps on models that pass through the card."""
     card: Any = opened("cuda")
@@ -63,7 +63,7 @@ def main(folders: tuple[Path, ...], rounds: int, as_json: bool, keep: bool) -> N
             rows.append(one | found)
             tell(one)
     if keep:
-        record("offload", rows)
+        record_rows("offload", rows)
     if as_json:
         click.echo(json.dumps(rows))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,4 +33,18 @@ def record(name: str, results: Any, packages: tuple[str, ...] = ()) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps(fields, indent=1) + "\n")
+    return path
+
+
+def record_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes `rows` into the list ``results/NAME.json`` and returns the file.
+
+    A row takes the place of those of the same figure and shape; others stay.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    found = {(row["figure"], row["shape"]) for row in rows}
+    held = json.loads(path.read_text("utf-8")) if path.exists() else []
+    others = [row for row in held if (row["figure"], row["shape"]) not in found]
+    write_text(path, "[\n" + ",\n".join(map(json.dumps, [*rows, *others])) + "\n]\n")
     return path

@@ -312,3 +312,14 @@ def test_results_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     fields = json.loads(path.read_text())
     assert fields.keys() == {"commit", "date", "machine", "versions", "results"}
     assert fields["results"] == {"ratio": 1.0}
+
+
+def test_rows_take_the_place_of_their_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    recording = importlib.import_module("recording")
+
+    monkeypatch.setattr(recording, "RESULTS", tmp_path / "results")
+    rows = [{"figure": "step_ms", "shape": shape, "value": 1} for shape in ("1 x 32", "16 x 64")]
+    recording.record_rows("some", rows)
+    path = recording.record_rows("some", [rows[0] | {"value": 2}])
+    assert json.loads(path.read_text()) == [rows[0] | {"value": 2}, rows[1]]
