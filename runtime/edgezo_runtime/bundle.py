@@ -278,6 +278,10 @@ def open_bundle(folder: Path | str) -> Bundle:
     """
     folder = Path(folder)
     path = folder / MANIFEST
+    if not folder.exists():
+        raise InputError(
+            f"there is no bundle {folder}: make one with `edgezo export` or `edgezo demo`"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

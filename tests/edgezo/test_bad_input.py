@@ -264,8 +264,8 @@ def test_no_run_there(tmp_path: Path, command: str) -> None:
 
 def test_no_bundle_there(data: Path, tmp_path: Path) -> None:
     dev = data / "dev.jsonl"
-    for command in (("eval", tmp_path, "--data", dev), ("info", tmp_path / "none")):
-        refused(called(*command), 2, "is not an edgezo bundle")
+    refused(called("eval", tmp_path, "--data", dev), 2, "is not an edgezo bundle")
+    refused(called("info", tmp_path / "none"), 2, "there is no bundle", "edgezo export")
 
 
 def test_weights_that_diverge_stop_the_run(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
