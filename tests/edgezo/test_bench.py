@@ -188,7 +188,7 @@ def test_inference_peak_counts_the_weights(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     peak = inference_peak(tiny_bundle, random_batch(bundle, 2, 8).feeds())
     assert bundle.weights.stat().st_size < peak < 500e6
-    with pytest.raises(InputError, match="not an edgezo bundle"):
+    with pytest.raises(InputError, match="there is no bundle"):
         inference_peak(tiny_bundle / "nowhere", {})
 
 

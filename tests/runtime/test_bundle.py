@@ -64,9 +64,10 @@ def test_a_bundle_opens(small_bundle: Path, small_tensors: dict[str, np.ndarray]
 
 
 def test_no_bundle_is_named(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(InputError, match=r"not an edgezo bundle.*edgezo export"):
-            open_bundle(folder)
+    with pytest.raises(InputError, match=r"not an edgezo bundle.*edgezo export"):
+        open_bundle(tmp_path)
+    with pytest.raises(InputError, match=r"there is no bundle.*none: make one.*edgezo export"):
+        open_bundle(tmp_path / "none")
     (tmp_path / MANIFEST).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not an edgezo bundle"):
         open_bundle(tmp_path)
