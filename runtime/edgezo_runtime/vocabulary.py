@@ -6,7 +6,6 @@ times over. A device that can do better takes the graph without that end.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,15 +13,8 @@ from edgezo_runtime import wire
 from edgezo_runtime.first_order.graph import Graph, Node
 
 _OUTPUT, _TARGETS = "logprobs", "targets"
-_PRODUCT, _SOFTMAX, _WIDENED = "FusedMatMul", "LogSoftmax", "Cast"
-#: What the end consists of, as the exporter writes it.
-_OPERATORS = {
-    *(_PRODUCT, _SOFTMAX, _WIDENED, "GatherElements", "Slice", "Pad", "Concat", "Squeeze"),
-    *("Unsqueeze", "Shape", "Add", "Sub", "Mul", "Div", "Min", "Max", "Reshape", "Split"),
-}
+_MOVES = ("Squeeze", "Slice", "Concat", "Pad")  # what puts pieces together, and computes nothing
 _ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3
-#: The one attribute that the product has.
-_TRANSPOSED = {_ATTRIBUTE_NAME: b"transB", _ATTRIBUTE_INTEGER: b"\1"}
 
 
 @dataclass(frozen=True)
@@ -53,46 +45,61 @@ def take_off(model: bytes) -> Vocabulary | None:
     graph = Graph(model)
     if _OUTPUT not in graph.outputs or _TARGETS not in graph.inputs:
         return None
-    ends = {*_ends(graph)}
-    end = ends.pop() if len(ends) == 1 else None
-    if end is None:
+    pieces = [_piece(graph, node) for node in _last(graph)]
+    end = pieces[0] if pieces else None
+    if end is None or len({*pieces}) > 1:
         return None
     hidden, weight = end
-    last = graph.needed([_OUTPUT], {hidden})
-    operators = Counter(node.operator for node in last)
-    read = {name for node in last for name in node.inputs} & graph.inputs
-    if operators.keys() - _OPERATORS or operators[_PRODUCT] != operators[_SOFTMAX]:
+    read = {name for node in graph.needed([_OUTPUT], {hidden}) for name in node.inputs}
+    if read & graph.inputs != {weight, _TARGETS} or hidden not in graph.made_by:
         return None
-    if read != {weight, _TARGETS} or hidden not in graph.made_by or hidden in graph.outputs:
+    if hidden in graph.outputs:
         return None
     return Vocabulary(_without(model, graph, hidden), hidden, weight)
 
 
-def _ends(graph: Graph) -> Iterator[tuple[str, str] | None]:
-    """Yields, for each LogSoftmax, the rows and the weight whose product it is of."""
-    for node in graph.nodes:
-        if node.operator != _SOFTMAX:
-            continue
-        product = graph.made_by.get(node.inputs[0])
-        if product is not None and product.operator == _WIDENED:
-            product = graph.made_by.get(product.inputs[0])
-        if product is None or product.operator != _PRODUCT or not _transposed(product):
-            yield None
-            continue
-        piece = graph.made_by.get(product.inputs[0])
-        yield (piece.inputs[0], product.inputs[1]) if piece and piece.operator == "Slice" else None
+def _last(graph: Graph) -> Iterator[Node | None]:
+    """Yields the nodes that compute what the output is put together from; None for an input."""
+    waiting = [_OUTPUT]
+    while waiting:
+        node = graph.made_by.get(waiting.pop())
+        if node is None or node.operator not in _MOVES:
+            yield node
+        else:
+            waiting += node.inputs if node.operator == "Concat" else node.inputs[:1]
 
 
-def _transposed(product: Node) -> bool:
-    """Whether a product is that of rows and a transposed matrix, and nothing else."""
-    attributes = [p for n, _, p in wire.fields(product.payload) if n == wire.NODE_ATTRIBUTE]
-    found = [
-        (n, bytes(payload))
+def _piece(graph: Graph, last: Node | None) -> tuple[str, str] | None:
+    """Returns the rows and the weight of whose product `last` picks the log-softmax at targets."""
+
+    def before(node: Node | None, operator: str, place: int = 0) -> Node | None:
+        found = graph.made_by.get(node.inputs[place]) if node else None
+        return found if found and found.operator == operator else None
+
+    if last is None or last.operator != "GatherElements":
+        return None
+    wanted = before(before(last, "Slice", 1), "Unsqueeze")
+    softmax = before(last, "LogSoftmax")
+    product = before(before(softmax, "Cast") or softmax, "FusedMatMul")
+    rows = before(product, "Slice")
+    if not (wanted and softmax and product and rows) or wanted.inputs[0] != _TARGETS:
+        return None
+    column, transposed = {"axis": b"\1"}, {"transB": b"\1"}
+    known = ((last, column), (softmax, column), (product, transposed))
+    if any(_integers(node) != attributes for node, attributes in known):
+        return None
+    return rows.inputs[0], product.inputs[1]
+
+
+def _integers(node: Node) -> dict[str, bytes]:
+    """Returns a node's attributes by name, as far as they are integers: their bytes."""
+    attributes = [p for number, _, p in wire.fields(node.payload) if number == wire.NODE_ATTRIBUTE]
+    return {
+        wire.text(one, _ATTRIBUTE_NAME): b"".join(
+            bytes(p) for number, _, p in wire.fields(one) if number == _ATTRIBUTE_INTEGER
+        )
         for one in attributes
-        for n, _, payload in wire.fields(one)
-        if n in (_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER)
-    ]
-    return len(attributes) == 1 and dict(found) == _TRANSPOSED
+    }
 
 
 def _without(model: bytes, graph: Graph, hidden: str) -> bytes:

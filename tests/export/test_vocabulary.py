@@ -101,7 +101,7 @@ def test_other_ends_stay_in_the_graph(bundle_folder: Bundles) -> None:
     lean = bundle.read_graph(LEAN)
     assert take_off(lean) is not None
     assert take_off(bundle.read_graph(GRAPH)) is None
-    for change in (_scale, _bias, _cap):
+    for change in (_scale, _bias, _cap, _weigh, _over_rows):
         model = onnx.load_model_from_string(lean)
         change(model.graph)
         assert take_off(model.SerializeToString()) is None, change.__name__
@@ -125,6 +125,17 @@ def _bias(graph: onnx.GraphProto) -> None:
 
 def _cap(graph: onnx.GraphProto) -> None:
     _after(graph, "Tanh")
+
+
+def _weigh(graph: onnx.GraphProto) -> None:
+    """What comes after the log-softmax is computed with."""
+    graph.node[-1].output[0] = "plain"
+    twice = onnx.helper.make_node("Add", ["plain", "plain"], ["logprobs"])
+    graph.node.append(twice)
+
+
+def _over_rows(graph: onnx.GraphProto) -> None:
+    next(node for node in graph.node if node.op_type == "LogSoftmax").attribute[0].i = 0
 
 
 def _after(graph: onnx.GraphProto, operator: str, *more: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import parser, shape_inference
-from runtime_helpers import write_bundle
+from runtime_helpers import write_array_bundle
 
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.model import Model
@@ -35,20 +33,9 @@ def write_classifier(folder: Path) -> Path:
         name: (rng.normal(size=shape) / 2).astype(np.float32)
         for name, shape in (("first", (8, 16)), ("bias", (16,)), ("second", (16, 3)))
     }
-    write_bundle(folder, tensors)
-    graph = shape_inference.infer_shapes(parser.parse_model(GRAPH))
-    (folder / "graph.onnx").write_bytes(graph.SerializeToString())
-    manifest = json.loads((folder / "edgezo.json").read_text())
-    manifest["inputs"] = [
-        {"name": "x", "dtype": "float32", "shape": ["rows", 8]},
-        {"name": "targets", "dtype": "int64", "shape": ["rows"]},
-    ]
-    manifest["outputs"] = [{"name": "losses", "dtype": "float32", "shape": ["rows"]}]
-    manifest["context_length"], manifest["task"] = None, {"name": "arrays"}
-    digest = hashlib.sha256((folder / "graph.onnx").read_bytes()).hexdigest()
-    manifest["files"]["graph.onnx"] = digest
-    (folder / "edgezo.json").write_text(json.dumps(manifest))
-    return folder
+    graph = shape_inference.infer_shapes(parser.parse_model(GRAPH)).SerializeToString()
+    inputs = {"x": ("float32", ("rows", 8)), "targets": ("int64", ("rows",))}
+    return write_array_bundle(folder, tensors, graph, inputs)
 
 
 def rows_for_classifier(rows: int, seed: int) -> ArrayBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,14 @@ def contents(arena: Arena) -> bytes:
 
 
 def write_bundle(
-    folder: Path, tensors: Mapping[str, np.ndarray], change: Mapping[str, Any] | None = None
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    change: Mapping[str, Any] | None = None,
+    graph: bytes = b"not read by most tests",
 ) -> Path:
-    """Writes a float32 bundle whose graph is no graph; `change` overrides manifest fields."""
+    """Writes a bundle of float weights; `change` overrides manifest fields."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "graph.onnx").write_bytes(b"not read by these tests")
+    (folder / "graph.onnx").write_bytes(graph)
     save_file(dict(tensors), folder / "model.safetensors")
     names = ("graph.onnx", "model.safetensors")
     manifest = {
@@ -62,7 +65,7 @@ def write_bundle(
             {
                 "name": name,
                 "shape": list(array.shape),
-                "dtype": "float32",
+                "dtype": array.dtype.name,
                 "kind": "linear",
                 "aliases": [],
             }
@@ -116,3 +119,29 @@ class Quadratic:
 
     def gradient(self) -> dict[str, np.ndarray]:
         return {n: self._arena.views[n].astype(np.float64) - t for n, t in self.targets.items()}
+
+
+def write_array_bundle(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    graph: bytes,
+    inputs: Mapping[str, tuple[str, Sequence[int | str]]],
+    output: str = "losses",
+) -> Path:
+    """Writes a bundle that takes arrays and returns one number for each of their rows.
+
+    Args:
+        folder: where to; it is returned.
+        tensors: the weights.
+        graph: the bytes of an ONNX file.
+        inputs: of data: their dtypes and shapes.
+        output: the name of what the graph returns, float32.
+    """
+    ports = [{"name": n, "dtype": d, "shape": list(shape)} for n, (d, shape) in inputs.items()]
+    change = {
+        "inputs": ports,
+        "outputs": [{"name": output, "dtype": "float32", "shape": ["rows"]}],
+        "context_length": None,
+        "task": {"name": "arrays"},
+    }
+    return write_bundle(folder, tensors, change, graph)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from ended_bundle import check_ended, write_ended
 from late_steps import (
     CASES,
     OTHERS,
@@ -256,6 +257,13 @@ def test_logprobs_of_targets(card: CudaDevice, dtype: str, columns: int) -> None
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=0.04 if dtype == "float16" else 0)
     again = card.host(logprobs(card.put(hidden[:7]), targets[:7]))
     np.testing.assert_allclose(again, expected[:7], rtol=1e-5, atol=0.04)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 2e-2)])
+def test_the_end_of_a_graph_is_computed_apart(
+    card: CudaDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, near: float
+) -> None:
+    check_ended(monkeypatch, write_ended(tmp_path, dtype), near)
 
 
 @pytest.mark.parametrize("columns", [24, 1001])

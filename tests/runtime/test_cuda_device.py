@@ -11,6 +11,7 @@ import cuda_stand_in
 import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
+from ended_bundle import check_ended, write_ended
 from rules_on_devices import METHODS_AND_DTYPES, check_method, check_supports, check_updates
 from runtime_helpers import Specs, contents, fill, write_bundle
 
@@ -179,6 +180,20 @@ def test_runs_are_recorded_and_repeated(card: Device, tmp_path: Path) -> None:
         assert len(parts) == 1 + (tune != "full")
         assert isinstance(parts[-1], RecordedPart)
         assert len(parts[-1]._recordings) == 3
+
+
+def test_the_end_of_a_graph_is_computed_apart(
+    card: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_ended(monkeypatch, write_ended(tmp_path, "float32"), 1e-5)
+
+
+def test_weights_that_cupy_does_not_multiply_leave_the_end_where_it_is(
+    card: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "MULTIPLIED", {})
+    model = load(write_ended(tmp_path, "float32"), device="cuda")
+    assert isinstance(model._resident._suffix, RecordedPart)
 
 
 @pytest.mark.parametrize(("name", "passes"), [("zo-llm-sign", 2), ("es", 8), ("fzoo", 9)])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, shape_inference
-from runtime_helpers import write_bundle
+from runtime_helpers import write_array_bundle
 
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 
@@ -24,7 +22,6 @@ def write_tied(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
         shapes |= {f"layers.{number}.w": (width, width), f"layers.{number}.b": (width,)}
     shapes["spare"] = (7,)  # which nothing reads
     tensors = {n: (rng.normal(size=s) / width**0.5).astype(dtype) for n, s in shapes.items()}
-    write_bundle(folder, tensors)
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
     data = [helper.make_tensor_value_info(n, TensorProto.INT64, ["rows"]) for n in ("x", "targets")]
     weights = [helper.make_tensor_value_info(n, kind, s) for n, s in shapes.items()]
@@ -32,20 +29,9 @@ def write_tied(folder: Path, dtype: str = "float32", width: int = 80) -> Path:
     graph = helper.make_graph(_nodes(), "layered", data + weights, [losses])
     opset = [helper.make_opsetid("", 18)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=8)
-    model = shape_inference.infer_shapes(model)
-    (folder / "graph.onnx").write_bytes(model.SerializeToString())
-    manifest = json.loads((folder / "edgezo.json").read_text())
-    manifest["inputs"] = [
-        {"name": n, "dtype": "int64", "shape": ["rows"]} for n in ("x", "targets")
-    ]
-    manifest["outputs"] = [{"name": "losses", "dtype": "float32", "shape": ["rows"]}]
-    manifest["context_length"], manifest["task"] = None, {"name": "arrays"}
-    for parameter in manifest["parameters"]:
-        parameter["dtype"] = dtype
-    digest = hashlib.sha256((folder / "graph.onnx").read_bytes()).hexdigest()
-    manifest["files"]["graph.onnx"] = digest
-    (folder / "edgezo.json").write_text(json.dumps(manifest))
-    return folder
+    graph = shape_inference.infer_shapes(model).SerializeToString()
+    inputs = {name: ("int64", ("rows",)) for name in ("x", "targets")}
+    return write_array_bundle(folder, tensors, graph, inputs)
 
 
 def _nodes() -> list[NodeProto]:

@@ -5,7 +5,6 @@ A forward pass of a small model is a thousand launches, which take longer than w
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,12 @@ class CardPart(Part):
 
     _device: CudaDevice
 
-    @abc.abstractmethod
     def launch(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, Any]:
         """Starts a run; returns the `outputs` by name, on the card until another is started.
 
         All runs are asked for the same outputs.
         """
+        raise NotImplementedError
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], stay: bool = False
@@ -112,16 +111,24 @@ class RecordedPart(CardPart):
         return values
 
     def _run_plainly(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        binding = self._bound()
         for name, array in feeds.items():
             if isinstance(array, np.ndarray):
-                self._binding.bind_cpu_input(name, array)
+                binding.bind_cpu_input(name, array)
             else:
-                self._bind(self._binding.bind_input, name, array)
+                self._bind(binding.bind_input, name, array)
         for name in outputs:
-            self._device.bind_output(self._binding, name)
-        self._session.run_with_iobinding(self._binding, self._plain)
-        values = zip(outputs, self._binding.get_outputs(), strict=True)
+            self._device.bind_output(binding, name)
+        self._session.run_with_iobinding(binding, self._plain)
+        values = zip(outputs, binding.get_outputs(), strict=True)
         return {name: self._device.adopt(value) for name, value in values}
+
+    def _bound(self) -> Any:
+        """Returns a fresh binding with the weights: one that is kept keeps its last outputs."""
+        binding = self._session.io_binding()
+        for name, binder in self._kept.items():
+            binder(binding, name)
+        return binding
 
     def _try_to_record(
         self, shapes: _Shapes, feeds: Mapping[str, Any], values: Mapping[str, Any]
@@ -135,10 +142,7 @@ class RecordedPart(CardPart):
 
     def _record(self, feeds: Mapping[str, Any], values: Mapping[str, Any]) -> _Recording:
         """Records a run whose outputs have the shapes of `values`; it is run besides."""
-        device = self._device
-        binding = self._session.io_binding()
-        for name, binder in self._kept.items():
-            binder(binding, name)
+        device, binding = self._device, self._bound()
         inputs = {name: device.empty(array.shape, array.dtype) for name, array in feeds.items()}
         outputs = {name: self._place(name, array) for name, array in values.items()}
         for name, array in feeds.items():
@@ -154,10 +158,8 @@ class RecordedPart(CardPart):
     def _place(self, name: str, like: Any) -> Any:
         """Returns where recordings leave the output `name`: in one place, whatever its shape."""
         held = self._places.get(name)
-        if held is None or held.size < like.size:
-            # Recordings keep what was too small: that is never more than what is needed.
-            size = like.size if held is None else max(like.size, 2 * held.size)
-            held = self._places[name] = self._device.empty((size,), like.dtype)
+        if held is None or held.size < like.size:  # other recordings keep what was too small
+            held = self._places[name] = self._device.empty((like.size,), like.dtype)
         return held[: like.size].reshape(like.shape)
 
     def _bind(self, bind: Any, name: str, array: Any) -> None:

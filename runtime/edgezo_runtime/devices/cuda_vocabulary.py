@@ -91,8 +91,6 @@ class Logprobs:
 
     def __init__(self, device: CudaDevice, weight: Any) -> None:
         self._device, self._weight = device, weight
-        given = (("DTYPE", MULTIPLIED[weight.dtype].onnx),)
-        self._kernel = kernel("vocabulary.cu", "vocabulary", given)
         rows = _BYTES // (len(weight) * weight.dtype.itemsize)
         self._most = max(rows // _TILE * _TILE or rows, 1)  # at once
         self._scores: Any = None
@@ -112,6 +110,8 @@ class Logprobs:
         low, high = targets.min(initial=0), targets.max(initial=0)
         if targets.shape != (answers,) or low < 0 or high >= columns:
             raise InputError(f"targets must be {answers} tokens from 0 to {columns - 1}")
+        given = (("DTYPE", MULTIPLIED[weight.dtype].onnx), ("PLAIN", 1))
+        log_softmax = kernel("vocabulary.cu", "vocabulary", given)
         pieces = max(-(-answers // self._most), 1)
         size = -(-answers // pieces)
         with self._device.stream:
@@ -123,10 +123,14 @@ class Logprobs:
                 scores = scores.reshape(len(rows), columns)
                 xp.dot(rows, weight.T, out=scores)
                 arguments = (scores, wanted[start:], logprobs[start:], np.uint64(columns))
-                self._kernel((len(rows),), (THREADS,), arguments)
+                log_softmax((len(rows),), (THREADS,), arguments)
         return logprobs
 
     def _buffer(self, size: int) -> Any:
         if self._scores is None or self._scores.size < size:
+            grown = 0 if self._scores is None else 2 * self._scores.size
+            self._scores = None  # there may be no room for both
+            most = self._most * len(self._weight)
+            size = max(size, min(grown, most))
             self._scores = self._device.empty((size,), self._weight.dtype)
         return self._scores
