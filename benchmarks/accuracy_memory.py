@@ -23,7 +23,7 @@ from edgezo.baselines import baseline_of
 from edgezo.cli.bench import bundle_for
 from edgezo.cli.run_memory import memory_ratio
 from edgezo.compare import ROWS, Run
-from edgezo.finite_json import finite_json
+from edgezo.finite_json import finite_rows
 from edgezo.settings import BASE, RunSettings
 from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.files import write_text
@@ -54,7 +54,7 @@ def main(data: Path, model: str) -> None:
             continue
         for row in group:
             row["memory_ratio"] = ratio
-        write_text(RECORD, "[\n" + ",\n".join(map(finite_json, rows)) + "\n]\n")
+        write_text(RECORD, finite_rows(rows))
         click.echo(f"{told}: {ratio:.2f} x")
     if left := sum(map(len, unmeasured(rows))):
         raise click.ClickException(f"{left} rows are still without it")

@@ -26,7 +26,7 @@ from recording import FOLDER, RESULTS
 from edgezo.compare import BASELINE, PLACES, family_of, read, table
 from edgezo.compare_charts import paint_curves, paint_memory
 from edgezo.compare_lines import FAMILIES, UNITS, judged_by, lines_of, with_curves
-from edgezo.finite_json import finite_json
+from edgezo.finite_json import finite_rows
 from edgezo.objectives import LOSS
 from edgezo.run_folder import RunFolder, is_run
 from edgezo_runtime.files import write_text
@@ -60,7 +60,7 @@ def main(folder: Path | None, keep: bool) -> None:
     tables = {task: as_table(of_task) for task, of_task in tasks.items()}
     click.echo("\n".join(tables.values()), nl=False)
     if keep:
-        write_text(RECORD, "[\n" + ",\n".join(map(finite_json, rows)) + "\n]\n")
+        write_text(RECORD, finite_rows(rows))
         for task, of_task in tasks.items():
             draw(of_task, PAGE.with_name(f"choosing-{task}.svg"))
         put(tables)

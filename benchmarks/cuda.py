@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 from card import described, filled, opened, row, tell, token_batch, used
+from published_loop import EPS, published_step
 from recording import record_rows
 
 from edgezo.bench.step import random_batch
@@ -36,7 +37,6 @@ from edgezo_runtime.noise import Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
 SWEPT_BYTES = 1 << 31
-EPS = 1e-3
 SHAPES = ((16, 64), (1, 32))
 OPT_SHAPES = ((16, 128), (8, 512))
 LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
@@ -267,34 +267,9 @@ class Peer:
             return entropy(logits[:, self._candidates].float(), self._labels).item()
 
     def step(self) -> None:
-        """Takes the published step: `torch.normal` for each parameter, four times, out of place.
-
-        Each operation of its loop is there, those by a rate and a decay of 0 as well.
-        """
+        """Takes the published step, which leaves the weights as they are but for rounding."""
         self._number += 1
-        self._move(1)
-        higher = self.loss()
-        self._move(-2)
-        slope = (higher - self.loss()) / (2 * EPS)
-        self._move(1)
-        rate = decay = 0.0
-        for parameter, z in self._drawn():
-            change = slope * z
-            if parameter.data.ndim >= 2:
-                change = change + decay * parameter.data
-            parameter.data = parameter.data - rate * change
-
-    def _move(self, factor: float) -> None:
-        for parameter, z in self._drawn():
-            parameter.data = parameter.data + factor * z * EPS
-
-    def _drawn(self) -> Iterator[tuple[Any, Any]]:
-        """Yields each parameter and the step's normals for it."""
-        torch = self._torch
-        torch.manual_seed(self._number)
-        for parameter in self._parameters.values():
-            data = parameter.data
-            yield parameter, torch.normal(0, 1, data.size(), device=data.device, dtype=data.dtype)
+        published_step([*self._parameters.items()], self._number, self.loss, 0.0)
 
     def step_with_our_sweep(self) -> None:
         """Takes the step with edgezo's sweeps over PyTorch's parameters."""

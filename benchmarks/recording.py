@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgezo.bench.machine import commit, describe_machine, versions
+from edgezo.finite_json import finite_rows
 from edgezo_runtime.files import write_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -46,5 +47,5 @@ def record_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     found = {(row["figure"], row["shape"]) for row in rows}
     held = json.loads(path.read_text("utf-8")) if path.exists() else []
     others = [row for row in held if (row["figure"], row["shape"]) not in found]
-    write_text(path, "[\n" + ",\n".join(map(json.dumps, [*rows, *others])) + "\n]\n")
+    write_text(path, finite_rows([*rows, *others]))
     return path

@@ -1,9 +1,7 @@
 """The published MeZO loop in PyTorch, in a process of its own; `versus_torch.py` drives it.
 
-The loop is that of princeton-nlp/MeZO: the seed is set again before each pass over the parameters,
-`torch.normal` draws each parameter's direction, three passes perturb and restore, one updates. The
-loss is taken from each row's last position only, as edgezo's is: the published code computes the
-logits of all positions, which would take longer.
+The loss is taken from each row's last position only, as edgezo's is: the published code computes
+the logits of all positions, which would take longer.
 """
 
 from __future__ import annotations
@@ -17,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from published_loop import published_step
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
 from edgezo.bench.processes import serve, timed
 from edgezo_runtime.bundle import WEIGHTS
 
-EPS = 1e-3
 LR = 1e-7
-WEIGHT_DECAY = 0.0
-_NOT_DECAYED = ("bias", "layer_norm", "layernorm")
 
 
 class TorchMezo:
@@ -62,31 +58,7 @@ class TorchMezo:
         return timed(self._step, count)
 
     def _step(self) -> None:
-        seed = self._rng.randint(1000000000)
-        self._perturb(seed, 1)
-        higher = self.loss()
-        self._perturb(seed, -2)
-        lower = self.loss()
-        projected_grad = (higher - lower) / (2 * EPS)
-        self._perturb(seed, 1)
-        torch.manual_seed(seed)
-        for name, parameter in self._named:
-            z = _direction(parameter)
-            if any(word in name for word in _NOT_DECAYED):
-                parameter.data = parameter.data - LR * (projected_grad * z)
-            else:
-                decay = WEIGHT_DECAY * parameter.data
-                parameter.data = parameter.data - LR * (projected_grad * z + decay)
-
-    def _perturb(self, seed: int, scale: int) -> None:
-        torch.manual_seed(seed)
-        for _, parameter in self._named:
-            parameter.data = parameter.data + scale * _direction(parameter) * EPS
-
-
-def _direction(parameter: torch.nn.Parameter) -> torch.Tensor:
-    data = parameter.data
-    return torch.normal(mean=0, std=1, size=data.size(), device=data.device, dtype=data.dtype)
+        published_step(self._named, self._rng.randint(1000000000), self.loss, LR)
 
 
 if __name__ == "__main__":

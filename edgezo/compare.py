@@ -17,7 +17,7 @@ from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
 from edgezo.evaluate import Metrics
-from edgezo.finite_json import finite_json
+from edgezo.finite_json import finite_json, finite_rows
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
@@ -377,8 +377,8 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         EdgezoError: the folder cannot be written.
     """
-    lines = [finite_json({name: row[name] for name in FIELDS} | _right(row)) for row in rows]
-    write_text(out / ROWS, "[\n" + ",\n".join(lines) + "\n]\n")
+    kept = ({name: row[name] for name in FIELDS} | _right(row) for row in rows)
+    write_text(out / ROWS, finite_rows(kept))
 
 
 def _right(row: Mapping[str, Any]) -> dict[str, Any]:

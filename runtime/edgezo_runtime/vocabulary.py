@@ -106,7 +106,7 @@ def _without(model: bytes, graph: Graph, hidden: str) -> bytes:
     """Returns the model that computes the other outputs and `hidden`, with the same inputs."""
     outputs = [name for name in graph.outputs if name != _OUTPUT]
     needed = graph.needed([*outputs, hidden])
-    nodes = {node.outputs: node for node in needed}
+    nodes = {node.outputs for node in needed}
     read = {name for node in needed for name in node.inputs}
     plain = any(node.nested for node in needed)  # graphs inside may read constants
     fields: list[bytes | memoryview] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from edgezo_runtime.noise import Direction
 
 WORDS, WIDTH = 301, 24
 #: Of the vocabulary's product, in two pieces of any size.
-GRAPH = """
+GRAPH = Template("""
 <ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>
-ended (int64[rows] x, int64[rows] targets, TYPE[301, 24] table, TYPE[24, 24] layer)
+ended (int64[rows] x, int64[rows] targets, $dtype[301, 24] table, $dtype[24, 24] layer)
     => (float[rows] logprobs)
 {
     zero = Constant<value_ints=[0]>()
@@ -33,25 +34,22 @@ ended (int64[rows] x, int64[rows] targets, TYPE[301, 24] table, TYPE[24, 24] lay
     active = Relu(product)
     hidden = Add(read, active)
     column = Unsqueeze(targets, one)
-    rows0 = Slice(hidden, zero, two, zero)
-    wanted0 = Slice(column, zero, two, zero)
-    scores0 = com.microsoft.FusedMatMul<transB=1>(rows0, table)
-    wide0 = Cast<to=1>(scores0)
-    every0 = LogSoftmax<axis=1>(wide0)
-    found0 = GatherElements<axis=1>(every0, wanted0)
-    padded0 = Pad(found0, none, , zero)
-    rows1 = Slice(hidden, two, all, zero)
-    wanted1 = Slice(column, two, all, zero)
-    scores1 = com.microsoft.FusedMatMul<transB=1>(rows1, table)
-    wide1 = Cast<to=1>(scores1)
-    every1 = LogSoftmax<axis=1>(wide1)
-    found1 = GatherElements<axis=1>(every1, wanted1)
-    padded1 = Pad(found1, none, , zero)
+    $pieces
     both = Concat<axis=0>(padded0, padded1)
     answers = Slice(both, zero, all, zero)
     logprobs = Squeeze(answers, one)
 }
-"""
+""")
+#: One of them, from one row to before another.
+PIECE = Template("""
+    rows$n = Slice(hidden, $start, $end, zero)
+    wanted$n = Slice(column, $start, $end, zero)
+    scores$n = com.microsoft.FusedMatMul<transB=1>(rows$n, table)
+    wide$n = Cast<to=1>(scores$n)
+    every$n = LogSoftmax<axis=1>(wide$n)
+    found$n = GatherElements<axis=1>(every$n, wanted$n)
+    padded$n = Pad(found$n, none, , zero)
+""")
 
 
 def write_ended(folder: Path, dtype: str) -> Path:
@@ -59,7 +57,10 @@ def write_ended(folder: Path, dtype: str) -> Path:
     rng = np.random.default_rng(0)
     shapes = {"table": (WORDS, WIDTH), "layer": (WIDTH, WIDTH)}
     tensors = {n: (rng.normal(size=s) / WIDTH**0.5).astype(dtype) for n, s in shapes.items()}
-    text = GRAPH.replace("TYPE", {"float32": "float", "float16": "float16"}[dtype])
+    ends = enumerate([("zero", "two"), ("two", "all")])
+    pieces = "".join(PIECE.substitute(n=n, start=start, end=end) for n, (start, end) in ends)
+    kind = {"float32": "float", "float16": "float16"}[dtype]
+    text = GRAPH.substitute(dtype=kind, pieces=pieces)
     graph = shape_inference.infer_shapes(parser.parse_model(text)).SerializeToString()
     inputs = {name: ("int64", ("rows",)) for name in ("x", "targets")}
     return write_array_bundle(folder, tensors, graph, inputs, "logprobs")

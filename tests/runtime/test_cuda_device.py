@@ -191,7 +191,7 @@ def test_the_end_of_a_graph_is_computed_apart(
 def test_weights_that_cupy_does_not_multiply_leave_the_end_where_it_is(
     card: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "MULTIPLIED", {})
+    monkeypatch.setattr(cuda, "MULTIPLIED", ())
     model = load(write_ended(tmp_path, "float32"), device="cuda")
     assert isinstance(model._resident._suffix, RecordedPart)
 

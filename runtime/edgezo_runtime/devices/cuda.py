@@ -185,7 +185,7 @@ class CudaDevice(Device):
 
         end = take_off(model)
         weight = weights.get(end.weight) if end else None
-        if end is None or weight is None or weight.dtype not in MULTIPLIED:
+        if end is None or weight is None or weight.dtype.name not in MULTIPLIED:
             return recorded(model)
         return VocabularyPart(self, recorded(end.body), end, weight)
 

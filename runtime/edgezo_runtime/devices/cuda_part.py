@@ -18,6 +18,7 @@ from edgezo_runtime.late import LateNumber
 from edgezo_runtime.ort import onnxruntime
 
 if TYPE_CHECKING:
+    from edgezo_runtime.devices.base import Binder
     from edgezo_runtime.devices.cuda import CudaDevice
 
 MOST_RECORDINGS = 128  # each takes memory on the card, and none can be dropped
@@ -85,6 +86,10 @@ class RecordedPart(CardPart):
         self._places: dict[str, Any] = {}
         self._most = MOST_RECORDINGS
         self._plain = _options(_PLAIN, wait=True)
+
+    def keep(self, name: str, binder: Binder) -> None:
+        if name in self.inputs:
+            self._kept[name] = binder
 
     def hold(self, name: str, value: Any) -> None:
         if name in self.inputs:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _BYTES = 3 << 25  # of scores at once: more take memory, fewer are products of few rows
 _TILE = 256  # rows that products are computed by
-#: What CuPy multiplies.
-MULTIPLIED = {np.dtype(np.float16): dtypes.FLOAT16, np.dtype(np.float32): dtypes.FLOAT32}
+MULTIPLIED = ("float16", "float32")  # the dtypes that CuPy multiplies
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,19 @@ class VocabularyPart(CardPart):
         end = self._end
         others = [name for name in outputs if name != end.output]
         values = self._body.launch(feeds, [*others, end.hidden])
-        return _Values(values, end, lambda: self._logprobs(values[end.hidden], feeds[end.targets]))
+        targets = feeds[end.targets]
+        return _Values(values, end.output, lambda: self._logprobs(values[end.hidden], targets))
 
 
 class _Values(dict[str, Any]):
-    """A run's outputs, of which the end's is computed when it is asked for."""
+    """A run's outputs, of which one is computed when it is asked for."""
 
-    def __init__(
-        self, values: Mapping[str, Any], end: Vocabulary, compute: Callable[[], Any]
-    ) -> None:
+    def __init__(self, values: Mapping[str, Any], late: str, compute: Callable[[], Any]) -> None:
         super().__init__(values)
-        self._end, self._compute = end, compute
+        self._late, self._compute = late, compute
 
     def __missing__(self, name: str) -> Any:
-        if name != self._end.output:
+        if name != self._late:
             raise KeyError(name)
         return self._compute()
 
@@ -110,7 +108,7 @@ class Logprobs:
         low, high = targets.min(initial=0), targets.max(initial=0)
         if targets.shape != (answers,) or low < 0 or high >= columns:
             raise InputError(f"targets must be {answers} tokens from 0 to {columns - 1}")
-        given = (("DTYPE", MULTIPLIED[weight.dtype].onnx), ("PLAIN", 1))
+        given = (("DTYPE", dtypes.named(weight.dtype.name).onnx), ("PLAIN", 1))
         log_softmax = kernel("vocabulary.cu", "vocabulary", given)
         pieces = max(-(-answers // self._most), 1)
         size = -(-answers // pieces)
@@ -128,9 +126,8 @@ class Logprobs:
 
     def _buffer(self, size: int) -> Any:
         if self._scores is None or self._scores.size < size:
-            grown = 0 if self._scores is None else 2 * self._scores.size
+            doubled = 0 if self._scores is None else 2 * self._scores.size
             self._scores = None  # there may be no room for both
-            most = self._most * len(self._weight)
-            size = max(size, min(grown, most))
+            size = min(max(size, doubled), self._most * len(self._weight))
             self._scores = self._device.empty((size,), self._weight.dtype)
         return self._scores
