@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgezo.cli.extras import to_install
 from edgezo_runtime.bundle import Bundle
 from edgezo_runtime.errors import EdgezoError
 
@@ -35,7 +36,7 @@ def add_adapter(bundle: Bundle, adapter: Mapping[str, Any]) -> Bundle:
         from edgezo_export.adapters.base import adapt
     except ImportError as error:
         raise EdgezoError(
-            f"adding an adapter to a graph needs {error.name}: run `pip install 'edgezo[onnx]'`, "
+            f"adding an adapter to a graph needs {error.name}: run `{to_install('onnx')}`, "
             f"or tune a bundle that has one, from `edgezo export {bundle.folder} --tune "
             f"{adapter['kind']} --out NEW` on another machine"
         ) from error

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from edgezo.cli.common import as_json, print_json, subcommand, threads_option
+from edgezo.cli.common import as_json, device_option, print_json, subcommand, threads_option
 from edgezo.cli.models import bundle_of, default_model
 from edgezo.cli.progress import RunProgress
 from edgezo.demo import recipe
 from edgezo.demo.story import Story, tell
 from edgezo.report import Comparison, write_report
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.start import FILE
 
 
@@ -23,12 +24,18 @@ from edgezo_runtime.start import FILE
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the run.  [default: edgezo-demo]"
 )
+@device_option
 @threads_option
 @as_json
 def command(
-    model: Path | None, steps: int | None, out: Path | None, threads: int | None, as_json: bool
+    model: Path | None,
+    steps: int | None,
+    out: Path | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
-    """Tune SmolLM2-135M to seven intents of an assistant, on the CPU, in a few minutes.
+    """Tune SmolLM2-135M to seven intents of an assistant, on the CPU in a few minutes.
 
     Fetches the model once (93 MB) and keeps it in edgezo's cache folder; nothing leaves the
     machine.
@@ -37,10 +44,12 @@ def command(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
+    device = device or "cpu"
+    open_device(device, threads)  # what it lacks is told before a model is fetched
     bundle = bundle_of(model, say) if model else default_model(say)
     out = out or _free_folder(Path("edgezo-demo"))
     with RunProgress(steps or recipe.STEPS) as progress:
-        story = tell(bundle, out, steps, threads, progress, say)
+        story = tell(bundle, out, steps, device, threads, progress, say)
     if story is None:
         click.echo(f"stopped; `edgezo resume {out}` goes on")
         click.get_current_context().exit(130)
@@ -62,13 +71,12 @@ def _free_folder(path: Path) -> Path:
 
 
 def _table_rows(story: Story) -> list[tuple[str, str, str]]:
-    fields = story.to_json()
     return [
         ("held-out accuracy", f"{story.before:.1%}", f"{story.after:.1%}"),
         (
-            "peak memory",
-            f"{fields['inference_peak_rss_mb']:.0f} MB (plain inference)",
-            f"{fields['peak_rss_mb']:.0f} MB (tuning), {story.memory_ratio:.2f} x",
+            "peak memory" if story.memory == "rss" else "memory of the card",
+            f"{story.inference_peak / 1e6:.0f} MB (plain inference)",
+            f"{story.peak / 1e6:.0f} MB (tuning), {story.memory_ratio:.2f} x",
         ),
         ("time", "", f"{story.seconds:.0f} s"),
         ("journal", "", f"{_rebuilding(story)} rebuild the tuned model"),

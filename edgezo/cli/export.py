@@ -13,6 +13,7 @@ import click
 
 from edgezo.cli.adapters import adapter_options, add_adapter
 from edgezo.cli.common import as_json, print_json, subcommand
+from edgezo.cli.extras import to_install
 from edgezo.cli.onnx_source import export_onnx
 from edgezo.settings import adapter_request
 from edgezo.tasks.make import TASKS
@@ -176,7 +177,7 @@ def export_derived(source: Path, out: Path, name: str, column_row: float = 1.0) 
         from edgezo_export.gradients.bundle import add_to_bundle
     except ImportError as error:
         raise EdgezoError(
-            f"graphs of derivatives need {error.name}: run `pip install 'edgezo[onnx]'`"
+            f"graphs of derivatives need {error.name}: run `{to_install('onnx')}`"
         ) from error
     add_to_bundle(open_bundle(source), out, name, column_row)
 
@@ -194,9 +195,7 @@ def export_quantized(source: Path, out: Path, form: str, block: int | None = Non
     try:
         from edgezo_export.quantize import quantize_bundle
     except ImportError as error:
-        raise EdgezoError(
-            f"quantising needs {error.name}: run `pip install 'edgezo[onnx]'`"
-        ) from error
+        raise EdgezoError(f"quantising needs {error.name}: run `{to_install('onnx')}`") from error
     quantize_bundle(source, out, form, block)
 
 
@@ -214,6 +213,6 @@ def export_checkpoint(
         from edgezo_export.huggingface import checkpoint_to_bundle
     except ImportError as error:
         raise EdgezoError(
-            f"exporting a checkpoint needs {error.name}: run `pip install 'edgezo[export]'`"
+            f"exporting a checkpoint needs {error.name}: run `{to_install('export')}`"
         ) from error
     checkpoint_to_bundle(checkpoint_folder(source), out, task, via=via, dtype=dtype)

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from edgezo.cli.export import export_checkpoint
+from edgezo.cli.extras import to_install
 from edgezo.demo.default_model import cache_folder, default_bundle
 from edgezo_runtime.bundle import is_bundle
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -58,7 +59,7 @@ def _convert_gguf(gguf: Path, bundle: Path) -> None:
         from edgezo_export.gguf_checkpoint import gguf_to_bundle
     except ImportError as error:
         raise EdgezoError(
-            f"reading the model needs {error.name}: run `pip install 'edgezo[demo]'`"
+            f"reading the model needs {error.name}: run `{to_install('demo')}`"
         ) from error
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgezo.cli.extras import to_install
 from edgezo_runtime.errors import EdgezoError, InputError
 
 GENAI_CONFIG = "genai_config.json"
@@ -55,14 +56,14 @@ def _export_genai(source: Path, out: Path, task: Mapping[str, Any] | None) -> fl
     except ImportError as error:
         raise EdgezoError(
             f"reading what the model builder of onnxruntime-genai writes needs {error.name}: run "
-            "`pip install 'edgezo[export]'`"
+            f"`{to_install('export')}`"
         ) from error
     return genai_to_bundle(source, out, task)
 
 
 def needs_onnx(error: ImportError) -> EdgezoError:
     """Returns the error that says what to install."""
-    return EdgezoError(f"reading an ONNX file needs {error.name}: run `pip install 'edgezo[onnx]'`")
+    return EdgezoError(f"reading an ONNX file needs {error.name}: run `{to_install('onnx')}`")
 
 
 def _names(labels: str) -> list[str]:

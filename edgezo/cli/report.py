@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgezo.cli.common import as_json, print_json, subcommand
+from edgezo.cli.extras import to_install
 from edgezo.report import write_report
 from edgezo.run_folder import RunFolder
 from edgezo_runtime.errors import EdgezoError
@@ -19,7 +20,7 @@ def command(run: Path, as_json: bool) -> None:
     """Write RUN's report.html again from its metrics: one page that needs no other file."""
     path = write_report(RunFolder.open(run))
     if path is None:
-        raise EdgezoError("a report needs matplotlib: run `pip install 'edgezo[demo]'`")
+        raise EdgezoError(f"a report needs matplotlib: run `{to_install('demo')}`")
     if as_json:
         print_json({"report": str(path)})
     else:

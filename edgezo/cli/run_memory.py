@@ -11,6 +11,7 @@ import numpy as np
 
 from edgezo.adapted import open_adapted
 from edgezo.baselines import LINEAR_PROBE, Baseline
+from edgezo.bench.card_memory import card_bytes
 from edgezo.bench.inference_memory import inference_peak, save_feeds
 from edgezo.bench.processes import WorkerProcess, serve
 from edgezo.cli.adapters import add_adapter
@@ -162,18 +163,6 @@ class RunWorker:
         for _ in range(_STEPS):
             model.forward(batch)
         self._plain = (card_bytes(self._device) or 0) - self._bare
-
-
-def card_bytes(device: Device) -> int | None:
-    """Returns what the memory of a card holds, of all processes; None on the CPU.
-
-    ONNX Runtime keeps what it once had, so that it is the most that the process held, too.
-    """
-    if device.name == "cpu":
-        return None
-    card: Any = getattr(device, "card", device)  # of a device whose weights lie beside it
-    free, total = card.xp.cuda.Device(card.index).mem_info
-    return total - free
 
 
 def _part(batch: BaseBatch) -> BaseBatch:

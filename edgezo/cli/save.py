@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from edgezo.cli.common import as_json, open_model, print_json, subcommand
+from edgezo.cli.extras import to_install
 from edgezo_runtime import peft
 from edgezo_runtime.bundle import QUANTIZED, SIDE_FILES, WEIGHTS, Bundle
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -137,7 +138,7 @@ def command(run: Path, style: str, out: Path, as_json: bool) -> None:
         temporary.rename(out)
     except ImportError as error:
         raise EdgezoError(
-            f"--format {style} needs {error.name}: run `pip install 'edgezo[onnx]'`"
+            f"--format {style} needs {error.name}: run `{to_install('onnx')}`"
         ) from error
     except OSError as error:
         raise EdgezoError(cannot_write(out, error)) from error

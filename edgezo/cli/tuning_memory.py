@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from edgezo.cli.common import megabytes
+from edgezo.cli.extras import to_install
 from edgezo_runtime import dtypes, noise
 from edgezo_runtime.bundle import QUANTIZED, Parameter
 from edgezo_runtime.errors import EdgezoError, InputError
@@ -84,7 +85,7 @@ def trained_by(way: str, graph: bytes, parameters: Sequence[Parameter]) -> Seque
         from edgezo_export.adapters.base import new_parameters
     except ImportError as error:
         raise EdgezoError(
-            f"an adapter in a graph needs {error.name}: run `pip install 'edgezo[onnx]'`"
+            f"an adapter in a graph needs {error.name}: run `{to_install('onnx')}`"
         ) from error
     return new_parameters(graph, parameters, way)
 

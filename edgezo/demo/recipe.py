@@ -35,7 +35,9 @@ def data_file(name: str) -> Path:
         return path
 
 
-def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) -> RunSettings:
+def settings(
+    bundle: Path, out: Path, steps: int | None, device: str, threads: int | None
+) -> RunSettings:
     """Returns the demo's settings for a run in `out`."""
     steps = steps or STEPS
     return RunSettings(
@@ -57,5 +59,6 @@ def settings(bundle: Path, out: Path, steps: int | None, threads: int | None) ->
         schedule="linear",
         eps=1.6e-3,
         eval_every=max(steps // 2, 1),
+        device=device,
         threads=threads,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezo.bench.card_memory import card_bytes
 from edgezo.bench.inference_memory import inference_peak
 from edgezo.callbacks import Callback
 from edgezo.data.rows import Rows, read_rows
@@ -17,6 +18,7 @@ from edgezo.run_folder import RunFolder
 from edgezo.tasks import make_task
 from edgezo.tasks.base import Example, Task
 from edgezo.train import Result, train
+from edgezo_runtime.devices import open_device
 from edgezo_runtime.memory import peak_bytes, resident_bytes
 from edgezo_runtime.model import Model, load
 
@@ -42,8 +44,11 @@ class Story:
         after: held-out accuracy after tuning.
         examples: held-out utterances.
         seconds: from the loaded bundle to the last measurement.
-        peak_rss: peak memory of tuning, in bytes above the process after its imports.
-        inference_peak_rss: the same of plain ONNX Runtime inference, in a fresh process.
+        memory: whose memory the next two count: ``"rss"``, the process's, or ``"card"``.
+        peak: peak memory of tuning, in bytes above the process after its imports, or above what the
+            card held before the model was loaded.
+        inference_peak: the same of plain ONNX Runtime inference in a fresh process, or of the
+            forward passes on the card before the first step.
         predictions: a few utterances.
         result: how the run ended.
     """
@@ -54,15 +59,16 @@ class Story:
     after: float
     examples: int
     seconds: float
-    peak_rss: int
-    inference_peak_rss: int
+    memory: str
+    peak: int
+    inference_peak: int
     predictions: tuple[Prediction, ...]
     result: Result
 
     @property
     def memory_ratio(self) -> float:
         """Peak memory of tuning over that of inference."""
-        return self.peak_rss / self.inference_peak_rss
+        return self.peak / self.inference_peak
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as `edgezo demo --json` prints them."""
@@ -71,8 +77,8 @@ class Story:
             "accuracy_after": round(self.after, 4),
             "examples": self.examples,
             "seconds": round(self.seconds, 1),
-            "peak_rss_mb": round(self.peak_rss / 1e6, 1),
-            "inference_peak_rss_mb": round(self.inference_peak_rss / 1e6, 1),
+            f"peak_{self.memory}_mb": round(self.peak / 1e6, 1),
+            f"inference_peak_{self.memory}_mb": round(self.inference_peak / 1e6, 1),
             "memory_ratio": round(self.memory_ratio, 3),
             "journal_bytes": self.run.journal.stat().st_size,
             "run_dir": str(self.run.path),
@@ -83,6 +89,7 @@ def tell(
     bundle: Path,
     out: Path,
     steps: int | None,
+    device: str,
     threads: int | None,
     callback: Callback,
     say: Callable[[str], None],
@@ -90,22 +97,28 @@ def tell(
     """Runs the demo on `bundle` into the folder `out`; None if it was stopped (and can resume)."""
     started = time.perf_counter()
     imported = resident_bytes()
-    settings = recipe.settings(bundle, out, steps, threads)
-    model = load(bundle, tune=settings.tune, threads=threads)
+    opened = open_device(device, threads)
+    bare = card_bytes(opened)
+    settings = recipe.settings(bundle, out, steps, device, threads)
+    model = load(bundle, tune=settings.tune, device=device, threads=threads)
     train_rows, test_rows = read_rows(settings.data), read_rows(str(settings.eval_data))
     encoded = {p: _examples(model, p, train_rows, test_rows) for p in recipe.PROMPTS}
     zero_shot: dict[str, Metrics] = {}
     for prompt, (task, examples) in encoded.items():
         zero_shot[prompt] = evaluate(model, task, examples)
         say(f"zero-shot  {zero_shot[prompt].accuracy:6.1%}  {prompt!r}")
+    inferred = card_bytes(opened)
     result = train(settings, callback, model)
-    peak = peak_bytes() - imported
+    peak, tuned = peak_bytes() - imported, card_bytes(opened)
     if not result.finished or result.metrics is None:
         return None
     task, examples = encoded[recipe.PROMPTS[0]]
     longest = sorted(examples, key=lambda example: example.length)[-settings.batch_size :]
-    say("measuring plain inference in a fresh process")
-    plain = inference_peak(bundle, task.collate(longest).feeds())
+    if bare is None or inferred is None or tuned is None:
+        say("measuring plain inference in a fresh process")
+        memory, plain = "rss", inference_peak(bundle, task.collate(longest).feeds())
+    else:
+        memory, plain, peak = "card", inferred - bare, tuned - bare
     best = max(zero_shot.values(), key=lambda metrics: metrics.accuracy or 0)
     return Story(
         result.run,
@@ -114,6 +127,7 @@ def tell(
         result.metrics.accuracy or 0,
         len(examples),
         time.perf_counter() - started,
+        memory,
         peak,
         plain,
         tuple(_predictions(test_rows, best, result.metrics)),
