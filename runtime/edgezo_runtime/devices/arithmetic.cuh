@@ -106,7 +106,13 @@ template <> struct Storage<16> {  // bfloat16
         return __uint_as_float((u32)bits << 16);
     }
     static __device__ __forceinline__ u16 round(float value) {
+#if __CUDA_ARCH__ >= 800
+        u16 bits;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+        return bits;
+#else
         u32 bits = __float_as_uint(value);
         return (u16)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+#endif
     }
 };

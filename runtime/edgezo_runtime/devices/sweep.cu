@@ -22,7 +22,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     sweep(u8* buffer, const Chunk* chunks, const __grid_constant__ Terms terms) {
     constexpr int LANES = 16 / sizeof(Word);
     __shared__ Window windows[TERMS];
-    __shared__ float scales[TERMS], signs[TERMS], decays[TERMS];
+    __shared__ float scales[TERMS], decays[TERMS];
+    __shared__ bool stays[TERMS];
     const Chunk chunk = chunks[blockIdx.x];
     if (threadIdx.x < TERMS) {
         const Term term = terms.term[threadIdx.x];
@@ -30,17 +31,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         windows[threadIdx.x] = window;
         const bool skipped = term.skipped && *term.skipped != 0.0;
         const bool descends = term.skipped && !skipped;
-        const bool stays = skipped && at_most(size_of(term.coefficient), 0.0f)
-                           || !moves(term.direction, chunk.noise);
-        scales[threadIdx.x] = !descends ? term.coefficient
+        const float scale = !descends ? term.coefficient
             : term.late ? narrow(*term.late) : term.taken;
-        signs[threadIdx.x] = stays ? 0.0f : window.sign;
+        scales[threadIdx.x] = mul(window.sign, scale);  // a sign changes no rounding
+        stays[threadIdx.x] = skipped && at_most(size_of(term.coefficient), 0.0f)
+                             || !moves(term.direction, chunk.noise);
         decays[threadIdx.x] = chunk.decays && !skipped ? term.decay : 1.0f;
     }
     __syncthreads();
     bool still = true;
 #pragma unroll
-    for (int t = 0; t < TERMS; ++t) still = still && signs[t] == 0.0f;
+    for (int t = 0; t < TERMS; ++t) still = still && stays[t];
     if (still) return;
     Word* weights = reinterpret_cast<Word*>(buffer) + chunk.weight;
     const u32 whole = PLAIN ? chunk.count / LANES : 0;
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         held.wide = reinterpret_cast<uint4*>(weights)[vector];
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
-            if (signs[t] == 0.0f) continue;  // adding 0 would turn -0
+            if (stays[t]) continue;  // adding 0 would turn -0
             // Aligned words of the pool, shifted to where the window begins.
             const u64 address = (u64)windows[t].counts + (u64)vector * LANES;
             const u32* words = reinterpret_cast<const u32*>(address & ~3ull);
@@ -62,13 +63,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 noise.packed[i] = __funnelshift_r(low, high, shift);
                 low = high;
             }
-            const float scale = scales[t], sign = signs[t], decay = decays[t];
+            const float scale = scales[t], decay = decays[t];
             const float unit = terms.term[t].direction.unit;
 #pragma unroll
             for (int i = 0; i < LANES; ++i) {
                 const float value = mul(mul((float)noise.counts[i], unit), scale);
                 float w = Stored::widen(held.words[i]);
-                w = add(w, mul(sign, value));
+                w = add(w, value);
                 if (decay != 1.0f) w = mul(w, decay);
                 held.words[i] = Stored::round(w);
             }
@@ -79,9 +80,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         Word held = weights[at];
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
-            if (signs[t] == 0.0f) continue;
-            const float value = mul(element(windows[t], at), scales[t]);
-            float w = add(Stored::widen(held), mul(signs[t], value));
+            if (stays[t]) continue;
+            float w = add(Stored::widen(held), mul(element(windows[t], at), scales[t]));
             if (decays[t] != 1.0f) w = mul(w, decays[t]);
             held = Stored::round(w);
         }
