@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgezo_runtime.devices.base import Binder
     from edgezo_runtime.devices.cuda import CudaDevice
 
-_BYTES = 3 << 25  # of scores at once: more take memory, fewer are products of few rows
+_BYTES = 100 << 20  # of scores at once: more take memory, fewer are products of few rows
 _TILE = 256  # rows that products are computed by
 MULTIPLIED = ("float16", "float32")  # the dtypes that CuPy multiplies
 
