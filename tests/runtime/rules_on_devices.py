@@ -13,6 +13,7 @@ from runtime_helpers import contents, fill
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice, Device
+from edgezo_runtime.dtypes import Dtype, to_float32
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.journal import Record
 from edgezo_runtime.lowrank import Lazy, Matrix
@@ -152,3 +153,22 @@ def _directions(arena: Arena) -> list[AnyDirection]:
         Direction(5, 4, support=Support(None, stored)),
         Lazy(Direction(5, 5), matrices, 3, 1),
     ]
+
+
+def check_numbers_of_16_bits(device: Device, dtype: Dtype) -> None:
+    """Checks that sweeps round every number that is one as the CPU's do.
+
+    There are ties among what is added, subnormal sums, and sums beyond the largest number.
+    """
+    bits = np.arange(1 << 16, dtype=np.uint16).view(dtype.storage)
+    numbers = bits[~np.isnan(to_float32(bits, dtype))]
+    for size in (1e-41, 1e-6, 3e-3, 1.0, 2.0**-8, 1e30):
+        arenas = [
+            Arena([Parameter("w", numbers.shape, dtype.name, "x")], one)
+            for one in (CpuDevice(2), device)
+        ]
+        for arena in arenas:
+            arena.views["w"][...] = arena.device.put(numbers)
+            for step in range(3):
+                arena.add(Term(Direction(1, step), np.float32(size)))
+        assert contents(arenas[0]) == contents(arenas[1]), size

@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 from classifier_bundle import check_recorded_runs, rows_for_classifier, write_classifier
 from ended_bundle import check_ended, write_ended
-from rules_on_devices import METHODS_AND_DTYPES, check_method, check_supports, check_updates
+from rules_on_devices import (
+    METHODS_AND_DTYPES,
+    check_method,
+    check_numbers_of_16_bits,
+    check_supports,
+    check_updates,
+)
 from runtime_helpers import Specs, contents, fill, write_bundle
 
 from edgezo_runtime.arena import Arena, Term
 from edgezo_runtime.bundle import Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice, Device, cuda, cuda_sweep, open_device
 from edgezo_runtime.devices.cuda_part import RecordedPart
+from edgezo_runtime.dtypes import BFLOAT16, FLOAT16, Dtype
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.methods import Method, make
@@ -75,6 +82,11 @@ def test_methods_have_the_cpu_s_bits(card: Device, name: str, dtype: str) -> Non
 def test_directions_of_every_kind_have_the_cpu_s_bits(card: Device, dtype: str) -> None:
     check_supports(card, dtype)
     check_updates(card, dtype)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16])
+def test_every_number_of_16_bits(card: Device, dtype: Dtype) -> None:
+    check_numbers_of_16_bits(card, dtype)
 
 
 def test_more_directions_than_a_kernel_takes(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from classifier_bundle import rows_for_classifier, write_classifier
-from rules_on_devices import METHODS_AND_DTYPES, check_method, check_supports, check_updates
+from rules_on_devices import (
+    METHODS_AND_DTYPES,
+    check_method,
+    check_numbers_of_16_bits,
+    check_supports,
+    check_updates,
+)
 from runtime_helpers import contents
 
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import Device, cuda_sweep, open_device
+from edgezo_runtime.dtypes import BFLOAT16, FLOAT16, Dtype
 from edgezo_runtime.methods import make
 from edgezo_runtime.model import load
 from edgezo_runtime.noise import BLOCK_SIZE
@@ -27,6 +34,11 @@ LARGE = ((70, 9), (5,), (400, 1000), (3, BLOCK_SIZE), (33,), (257, 129))
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_directions_of_every_kind(card: Device, dtype: str) -> None:
     check_supports(card, dtype)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16])
+def test_every_number_of_16_bits(card: Device, dtype: Dtype) -> None:
+    check_numbers_of_16_bits(card, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
