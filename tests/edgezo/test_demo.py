@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cuda_stand_in
@@ -40,6 +41,15 @@ def test_on_a_card(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_missing_card_is_told_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_stand_in.install(monkeypatch)
     refused(called("demo", "--device", "cuda:1"), 2, "cuda:1 is not there")
+
+
+def test_a_missing_package_is_told_before_a_model_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    refused(called("demo"), 1, "needs gguf", "pip install")
+    assert not list(tmp_path.iterdir())
 
 
 def _told(bundle: Path, out: Path, *more: str) -> str:
