@@ -22,7 +22,8 @@ from recording import RESULTS
 from edgezo.baselines import baseline_of
 from edgezo.cli.bench import bundle_for
 from edgezo.cli.run_memory import memory_ratio
-from edgezo.compare import ROWS, Run
+from edgezo.compare import Run
+from edgezo.compare_rows import ROWS
 from edgezo.finite_json import finite_rows
 from edgezo.settings import BASE, RunSettings
 from edgezo_runtime.errors import EdgezoError

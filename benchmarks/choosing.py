@@ -23,9 +23,10 @@ from matplotlib import pyplot
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from recording import FOLDER, RESULTS
 
-from edgezo.compare import BASELINE, PLACES, family_of, read, table
+from edgezo.compare import BASELINE, PLACES, family_of, table
 from edgezo.compare_charts import paint_curves, paint_memory
 from edgezo.compare_lines import FAMILIES, UNITS, judged_by, lines_of, with_curves
+from edgezo.compare_rows import read
 from edgezo.finite_json import finite_rows
 from edgezo.objectives import LOSS
 from edgezo.run_folder import RunFolder, is_run

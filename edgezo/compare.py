@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgezo import baselines
-from edgezo.adapted import AddAdapter
+from edgezo.adapted import AddAdapter, open_adapted
 from edgezo.baselines import ZERO_SHOT, Baseline, baseline_of
 from edgezo.bench.machine import commit, describe_machine
 from edgezo.callbacks import Callback
+from edgezo.compare_rows import keep, read
 from edgezo.evaluate import Metrics
-from edgezo.finite_json import finite_json, finite_rows
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import AUTO, RunSettings, Settings
@@ -26,21 +26,14 @@ from edgezo.tasks.prompts import names
 from edgezo.train import Result, check_method, resume, train
 from edgezo.training_data import draw_held_out, evaluate_held_out
 from edgezo.tuned import open_tuned
+from edgezo.unchanged import check_unchanged
 from edgezo_runtime import journal
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.devices import open_device
-from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import cannot_write, write_text
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.methods import METHODS
 
-RESULTS = "results.jsonl"
-ROWS = "accuracy.json"
-#: What a row of `ROWS` holds.
-FIELDS = (
-    "task", "split", "method", "family", "settings_id", "settings", "seed", "examples", "batch",
-    "forwards", "seconds", "memory_ratio", "device", "accuracy", "commit",
-)  # fmt: skip
 #: The line of the table without a method of its own: what `edgezo train` does by default.
 DEFAULT = "default"
 BASELINE = "baseline"
@@ -125,8 +118,10 @@ def plan(
     runs = []
     graphs = set()
     for name in (*tasks, *methods):
-        if Path(name).name != name:
-            raise InputError(f"{name!r} is to name a folder of the comparison: take one without /")
+        if Path(name).name != name or name == "..":
+            raise InputError(
+                f"{name!r} is to name a folder of the comparison: take a name without / and dots"
+            )
     for task, given in tasks.items():
         of_task = dict(given)
         test_data, count = of_task.pop("test_data", None), of_task.pop("test_examples", None)
@@ -140,7 +135,7 @@ def plan(
             if called in baselines.NAMES:
                 baseline, called = baseline_of(called, own.pop("in_context", None)), None
             values = {**settings, **known, **of_task, **own, "bundle": bundle, "method": called}
-            for seed in seeds:
+            for seed in dict.fromkeys(seeds):
                 values |= {"out": str(out / task / method / f"seed-{seed}"), "seed": seed}
                 source = f"{task} {method}"
                 made = complete(Settings.from_dict(values, source))
@@ -196,9 +191,12 @@ def compare(
         memory: measures a run's memory over that of inference, once for all seeds.
 
     Raises:
-        InputError: a run's folder holds a run with other settings; bad data or settings.
+        InputError: a run's folder holds a run with other settings; bad data or settings; data or a
+            bundle that changed since the first run.
         EdgezoError: a run failed, or the disk is full.
     """
+    _check_adapters(runs, add)
+    check_unchanged(out, (settings for run in runs for settings in (run.settings, run.judged)))
     done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
     ratios = {(row["task"], row["settings_id"]): row["memory_ratio"] for row in done.values()}
     code = commit()
@@ -226,10 +224,18 @@ def compare(
                 ratios[settings] = memory(run)
             device = run.settings.device
             row |= {"memory_ratio": ratios[settings], "commit": code}
-            done[key] = _keep(out, row | {"device": cpu if device == "cpu" else device})
+            done[key] = keep(out, row | {"device": cpu if device == "cpu" else device})
             if result and not keep_weights:
                 result.run.weights.unlink()
         yield done[key]
+
+
+def _check_adapters(runs: Sequence[Run], add: AddAdapter | None) -> None:
+    """Hears of an adapter that cannot be had before the first run, not in the middle."""
+    tuned = (run.settings for run in runs if run.baseline is None)
+    asked = {repr((one.bundle, one.adapter())): one for one in tuned if one.adapter()}
+    for one in asked.values():
+        open_adapted(one.bundle, one.adapter(), add)
 
 
 def advance(settings: Settings, callback: Callback, add: AddAdapter | None) -> Result:
@@ -267,17 +273,6 @@ def _alike(found: Any, wanted: Any) -> bool:
         with contextlib.suppress(ValueError):
             return float(wanted) == float(found)
     return found == wanted
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    """Returns the rows that a comparison's folder holds; a torn last one is left out."""
-    path = out / RESULTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def score_of(row: Mapping[str, Any]) -> tuple[str, float]:
@@ -367,33 +362,3 @@ def _fields(run: Run, family: str) -> dict[str, Any]:
         "batch": run.settings.batch_size,
         "accuracy": None,
     }
-
-
-def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes what `FIELDS` names of each row as one list, a row a line.
-
-    The accuracy of generated answers is the share that is right word for word.
-
-    Raises:
-        EdgezoError: the folder cannot be written.
-    """
-    kept = ({name: row[name] for name in FIELDS} | _right(row) for row in rows)
-    write_text(out / ROWS, finite_rows(kept))
-
-
-def _right(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = row["accuracy"]
-    return {"accuracy": row.get("em") if found is None else found}
-
-
-def _keep(out: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """Appends `row` to the results, on a line of its own even after a torn one."""
-    path = out / RESULTS
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + finite_json(row) + "\n")
-    except OSError as error:
-        raise EdgezoError(cannot_write(path, error)) from error
-    return row

@@ -16,7 +16,7 @@ import yaml
 
 from edgezo.finite_json import finite_json
 from edgezo_runtime import journal, peft, snapshot
-from edgezo_runtime.bundle import SIDE_FILES, WEIGHTS
+from edgezo_runtime.bundle import MANIFEST, SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.files import cannot_write, lock, write_text
 from edgezo_runtime.weights import Weights
@@ -25,6 +25,8 @@ SETTINGS = "settings.yaml"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 _LOCK = ".beginning.tmp"  # `tidy` removes it, too
+#: Of a model; a run writes some of them at its end.
+_MODEL = (MANIFEST, WEIGHTS, peft.ADAPTER, *SIDE_FILES)
 
 
 class RunFolder:
@@ -46,7 +48,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """Makes the folder; raises InputError if a run is there, EdgezoError if it cannot."""
+        """Makes the folder, unless a run or a model is there; raises EdgezoError if it cannot."""
         run = cls(path)
         run.check_new()
         try:
@@ -56,11 +58,16 @@ class RunFolder:
         return run
 
     def check_new(self) -> None:
-        """Raises InputError if a run is there."""
+        """Raises InputError if a run is there, or a model, which a run would overwrite."""
         if self.journal.exists():
             raise InputError(
                 f"{self.path} already holds a run: continue it with `edgezo resume {self.path}`, "
                 "or choose another folder"
+            )
+        if held := [name for name in _MODEL if (self.path / name).exists()]:
+            raise InputError(
+                f"{self.path} holds {held[0]} of a model, which a run there would overwrite: "
+                "choose another folder"
             )
 
     @contextlib.contextmanager
@@ -71,7 +78,7 @@ class RunFolder:
         leaves is a file that nobody has locked.
 
         Raises:
-            InputError: a run is there, or begins.
+            InputError: a run is there, or begins; or a model is there.
             EdgezoError: the folder cannot be made.
         """
         self.create(self.path)

@@ -17,6 +17,7 @@ from edgezo.evaluate import Metrics
 from edgezo.recipe import complete
 from edgezo.run_folder import RunFolder, is_run
 from edgezo.settings import RunSettings, Settings
+from edgezo.unchanged import check_unchanged
 from edgezo_runtime import journal
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.tuning import MAX_CONSECUTIVE_SKIPS
@@ -69,7 +70,7 @@ def search(
         the search was stopped.
 
     Raises:
-        InputError: bad settings or data.
+        InputError: bad settings or data; data or a bundle that changed since the first trial.
         EdgezoError: a run failed for another reason than that it diverged.
 
     References:
@@ -86,6 +87,7 @@ def search(
             f"{settings.steps} steps are too few to halve {len(choices)} choices; give "
             f"{1 << rounds} or more"
         )
+    check_unchanged(Path(settings.out), [settings])
     alive, ended = choices, []
     for number in range(rounds + 1):
         steps = settings.steps if number == rounds else unit << number

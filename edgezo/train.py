@@ -203,6 +203,11 @@ def resume(
     """
     callback = callback or Callback()
     run = RunFolder.open(path)
+    if "data" not in run.read_settings():
+        raise InputError(
+            f"{path} is a run of a program, which alone knows its data: continue it there, with "
+            f"Tuner.resume(model, {str(path)!r})"
+        )
     settings = RunSettings.from_dict(
         run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
     )

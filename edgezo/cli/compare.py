@@ -17,8 +17,9 @@ from edgezo.cli.common import as_json, print_json, subcommand
 from edgezo.cli.progress import RunProgress
 from edgezo.cli.run_memory import memory_ratio
 from edgezo.cli.run_options import run_options
-from edgezo.compare import RESULTS, Run, compare, plan, table, write_rows
+from edgezo.compare import Run, compare, plan, table
 from edgezo.compare_report import write_comparison
+from edgezo.compare_rows import RESULTS, write_rows
 from edgezo_runtime.errors import InputError
 
 _PLAN = ("bundle", "data", "methods", "seeds", "settings")
@@ -85,7 +86,7 @@ def command(
     bundle = bundle or given.get("bundle")
     if not isinstance(bundle, str):
         raise InputError("bundle is missing: give BUNDLE")
-    tasks = dict(_task(item) for item in data) or _mapping(given, "data")
+    tasks = _tasks(data) or _mapping(given, "data")
     if test_examples:
         tasks = {name: {**task, "test_examples": test_examples} for name, task in tasks.items()}
     named = {name: {} for name in _split(methods)} if methods else _mapping(given, "methods")
@@ -129,6 +130,15 @@ def command(
     if done < tuned:
         click.echo(f"stopped after {done} of {tuned} runs; the same command goes on", err=True)
         click.get_current_context().exit(130)
+
+
+def _tasks(data: Sequence[str]) -> dict[str, dict[str, Any]]:
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, task in map(_task, data):
+        if name in tasks:
+            raise InputError(f"--data names two tasks {name}: give each a name of its own")
+        tasks[name] = task
+    return tasks
 
 
 def _task(item: str) -> tuple[str, dict[str, Any]]:

@@ -97,6 +97,9 @@ def command(
     if column_row is not None and not gradients:
         raise InputError("--column-row is for --gradients: give both, or leave it out")
     onnx, made = source.suffix == ".onnx", is_bundle(source)
+    fetched = len(source.parts) == 2 and not onnx and not source.parent.exists()
+    if not source.exists() and not fetched:
+        raise InputError(f"there is no {source}: give a folder, an .onnx file or ORG/NAME")
     _only(onnx, ".onnx files", output=output, loss=loss, labels=labels)
     _only(not onnx, "checkpoints and bundles", quantize=quantize)
     _only(not onnx and not made, "checkpoints", via=via, dtype=dtype)

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from test_compare import FEW, unseen
 
-from edgezo.compare import Run, compare, plan, write_rows
+from edgezo.compare import Run, compare, plan
+from edgezo.compare_rows import write_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 METHODS = {"es few": {"method": "es", "samples": 3, "lr": 1e-3, "start": "auto"}, "icl": {}}

@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from edgezo.callbacks import Callback
-from edgezo.compare import RESULTS, Run, compare, plan, read
+from edgezo.compare import Run, compare, plan
 from edgezo.compare_charts import paint_curves, paint_memory
 from edgezo.compare_lines import Line, lines_of, with_curves
+from edgezo.compare_rows import RESULTS, read
 from edgezo.run_folder import METRICS
 
 pytest.importorskip("matplotlib")

@@ -17,7 +17,8 @@ from edgezo_runs import called, labelled, refused, result_of, write_rows
 
 from edgezo.callbacks import Callback
 from edgezo.cli import run_memory
-from edgezo.compare import FIELDS, RESULTS, ROWS, Run, compare, plan, read, table
+from edgezo.compare import Run, compare, plan, table
+from edgezo.compare_rows import FIELDS, RESULTS, ROWS, read
 from edgezo.data.rows import Rows
 from edgezo.run_folder import RunFolder
 from edgezo.search import search

@@ -1,0 +1,90 @@
+"""Comparisons and searches that are gone on with, or asked for in a wrong way."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edgezo_runs import called, refused
+
+from edgezo.callbacks import Callback
+from edgezo.compare import Run, compare, plan
+from edgezo_runtime.errors import InputError
+
+
+@pytest.fixture
+def rows(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(data / "dev.jsonl", tmp_path / "rows.jsonl"))
+
+
+def runs_of(bundle: Path, rows: Path, out: Path, seeds: tuple[int, ...] = (0,), **more: Any) -> Any:
+    task = {"data": str(rows), "eval_data": str(rows)}
+    settings = {"steps": 2, "batch_size": 4, "threads": 1, **more}
+    return plan(str(bundle), {"mine": task}, {"mezo": {}}, seeds, settings, out)
+
+
+@contextlib.contextmanager
+def unseen(run: Run) -> Iterator[Callback]:
+    yield Callback()
+
+
+def test_data_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    """Kept rows would be of other data than new ones."""
+    runs = runs_of(tiny_bundle, rows, tmp_path / "out")
+    kept = list(compare(runs, tmp_path / "out", unseen))
+    assert list(compare(runs, tmp_path / "out", unseen)) == kept
+    rows.write_text(rows.read_text("utf-8") * 2, "utf-8")
+    with pytest.raises(InputError, match=r"rows\.jsonl is not what it was when .* began"):
+        list(compare(runs, tmp_path / "out", unseen))
+
+
+def test_a_bundle_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "own.edgezo"))
+    runs = runs_of(bundle, rows, tmp_path / "out")
+    list(compare(runs[:1], tmp_path / "out", unseen))
+    (bundle / "edgezo.json").write_text((bundle / "edgezo.json").read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(InputError, match=r"own\.edgezo is not what it was when .* began"):
+        list(compare(runs, tmp_path / "out", unseen))
+
+
+def test_data_of_a_search_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    words = ["search", tiny_bundle, "--data", rows, "--eval-data", rows, "--method", "mezo"]
+    words += ["--lr", "1e-6", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out"]
+    assert called(*words).status == called(*words).status == 0
+    rows.write_text(rows.read_text("utf-8") * 2, "utf-8")
+    refused(called(*words), 2, "rows.jsonl is not what it was when")
+
+
+def test_a_seed_given_twice_is_one_run(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    runs = runs_of(tiny_bundle, rows, tmp_path / "out", (1, 0, 1))
+    assert [run.settings.seed for run in runs if run.baseline is None] == [1, 0]
+
+
+def test_an_adapter_that_cannot_be_had_is_told_first(
+    tiny_bundle: Path, rows: Path, tmp_path: Path
+) -> None:
+    runs = runs_of(tiny_bundle, rows, tmp_path / "out", tune="lora")
+    with pytest.raises(InputError, match="has no lora adapter"):
+        next(compare(runs, tmp_path / "out", unseen))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (["..={}:{}"], "'..' is to name a folder of the comparison"),
+        (["a={}:{}", "a={}:{}"], "--data names two tasks a"),
+    ],
+)
+def test_names_of_tasks(
+    tiny_bundle: Path, rows: Path, tmp_path: Path, tasks: list[str], told: str
+) -> None:
+    words = [word for task in tasks for word in ("--data", task.format(rows, rows))]
+    out = tmp_path / "out"
+    done = called("compare", tiny_bundle, *words, "--methods", "mezo", "--steps", 1, "--out", out)
+    refused(done, 2, told)
+    assert not out.exists()
