@@ -28,8 +28,10 @@ from edgezo_runs import (
     write_rows,
 )
 
+from edgezo.tuner import Tuner
 from edgezo_runtime import journal, safetensors_file
 from edgezo_runtime.bundle import Bundle, open_bundle
+from edgezo_runtime.model import load
 
 
 @pytest.fixture
@@ -248,6 +250,36 @@ def test_a_run_is_never_overwritten(reference: Path, tiny_bundle: Path, data: Pa
     said = refused(called(*train_words(tiny_bundle, data, reference)), 2, "edgezo resume")
     assert str(reference) in said
     assert contents(reference) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors", "config.json"])
+def test_a_model_is_never_overwritten(
+    tiny_bundle: Path, data: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("mine", "utf-8")
+    words = ("--data", data / "train.jsonl", "--steps", 1, "--out", out)
+    refused(called("train", tiny_bundle, *words), 2, f"{out} holds {name} of a model")
+    assert [path.read_text("utf-8") for path in out.iterdir()] == ["mine"]
+
+
+def test_a_bundle_is_never_overwritten(tiny_bundle: Path, data: Path) -> None:
+    words = ("--data", data / "train.jsonl", "--steps", 1, "--out", tiny_bundle)
+    refused(called("train", tiny_bundle, *words), 2, "holds edgezo.json of a model")
+
+
+def test_a_run_of_a_program_is_gone_on_with_there(tiny_bundle: Path, tmp_path: Path) -> None:
+    tuner = Tuner(load(tiny_bundle), lr=1e-3)
+    tuner.save(tmp_path / "run")
+    refused(called("resume", tmp_path / "run"), 2, "is a run of a program", "Tuner.resume(model")
+
+
+@pytest.mark.parametrize("source", ["nothing", "./nothing", "nothing.onnx", "/no/where/at/all"])
+def test_no_source_there(source: str, tmp_path: Path) -> None:
+    """No package has to be installed to hear it."""
+    done = called("export", source, "--out", tmp_path / "out")
+    refused(done, 2, f"there is no {Path(source)}", "ORG/NAME")
 
 
 def test_an_unfinished_run_has_no_model(reference: Path, data: Path, tmp_path: Path) -> None:

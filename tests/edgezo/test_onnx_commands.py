@@ -77,7 +77,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     model, out = folder / "model.onnx", tmp_path / "b"
     refused(called("export", tmp_path / "text.onnx", "--out", out), 2, "not an ONNX file")
-    refused(called("export", tmp_path / "none.onnx", "--out", out), 2, "cannot read")
+    refused(called("export", tmp_path / "none.onnx", "--out", out), 2, "there is no")
     refused(called("info", tmp_path / "text.onnx"), 2, "not an ONNX file")
     refused(called("info", model, "--tune", "none"), 2, "matches no parameter")
     refused(called("export", model, "--out", out, "--labels", "x.txt"), 2, "x.txt")
