@@ -127,6 +127,10 @@ def command(
         for line in _aligned(table(rows)):
             click.echo(line)
         click.echo(f"\nthe rows are in {out / RESULTS}" + (f", charts in {page}" if page else ""))
+    have = {(row["task"], row["method"]) for row in rows}
+    for run in runs if done == tuned else ():
+        if run.baseline and (run.task, run.method) not in have:
+            click.echo(f"task {run.task} has neither labels nor options: no {run.method}", err=True)
     if done < tuned:
         click.echo(f"stopped after {done} of {tuned} runs; the same command goes on", err=True)
         click.get_current_context().exit(130)

@@ -12,6 +12,7 @@ from edgezo.cli.progress import RunProgress
 from edgezo.demo import recipe
 from edgezo.demo.story import Story, tell
 from edgezo.report import Comparison, write_report
+from edgezo.run_folder import RunFolder
 from edgezo_runtime.devices import open_device
 from edgezo_runtime.start import FILE
 
@@ -45,9 +46,11 @@ def command(
         click.echo(line, err=True)
 
     device = device or "cpu"
-    open_device(device, threads)  # what it lacks is told before a model is fetched
-    bundle = bundle_of(model, say) if model else default_model(say)
     out = out or _free_folder(Path("edgezo-demo"))
+    # What is wrong with either is told before a model is fetched.
+    RunFolder(out).check_new()
+    open_device(device, threads)
+    bundle = bundle_of(model, say) if model else default_model(say)
     with RunProgress(steps or recipe.STEPS) as progress:
         story = tell(bundle, out, steps, device, threads, progress, say)
     if story is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgezo_runs import called, refused
+from edgezo_runs import called, refused, write_rows
 
 from edgezo.callbacks import Callback
 from edgezo.compare import Run, compare, plan
@@ -71,6 +71,15 @@ def test_an_adapter_that_cannot_be_had_is_told_first(
     with pytest.raises(InputError, match="has no lora adapter"):
         next(compare(runs, tmp_path / "out", unseen))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_probe_that_a_task_has_nothing_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"word {i}:", "completion": " good"} for i in range(8)]
+    rows = write_rows(tmp_path / "pairs.jsonl", pairs)
+    words = ["--data", f"pairs={rows}:{rows}", "--linear-probe", "--methods", "mezo", "--steps", 1]
+    done = called("compare", tiny_bundle, *words, "--batch-size", 2, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "task pairs has neither labels nor options: no linear-probe" in done.err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def test_a_missing_card_is_told_before_a_model_is_fetched(monkeypatch: pytest.Mo
     refused(called("demo", "--device", "cuda:1"), 2, "cuda:1 is not there")
 
 
+def test_a_folder_that_is_taken_is_told_before_a_model_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "model.safetensors").write_text("mine", "utf-8")
+    refused(called("demo", "--out", tmp_path), 2, "holds model.safetensors of a model")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_missing_package_is_told_before_a_model_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
