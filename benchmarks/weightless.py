@@ -14,11 +14,12 @@ import click
 import torch
 from transformers import OPTConfig
 
+from edgezo_export.bundle_graph import save_graph
 from edgezo_export.bundle_writer import new_folder
 from edgezo_export.lean.make import save_lean
 from edgezo_export.model_shell import shell
 from edgezo_export.signature import read_signature
-from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph
 from edgezo_runtime.bundle import GRAPH, LEAN, Manifest, write_manifest
 from edgezo_runtime.files import sha256
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from edgezo_export.bundle_graph import save_graph
 from edgezo_export.convert_dtype import converted
-from edgezo_export.text_graph import save_graph
 from edgezo_runtime import dtypes, safetensors_file
 from edgezo_runtime.bundle import GRAPH, WEIGHTS, open_bundle, write_manifest
 from edgezo_runtime.files import sha256

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from edgezo_export.architectures import CAUSAL, Architecture
 from edgezo_export.bfloat16 import WidenBfloat16, narrow_bundle
+from edgezo_export.bundle_graph import save_graph
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.checkpoint_files import CheckpointFiles, has_weights
 from edgezo_export.checkpoint_tokenizer import copy_tokenizer
@@ -27,7 +28,7 @@ from edgezo_export.lift import ParameterNames
 from edgezo_export.model_shell import shell_of_folder
 from edgezo_export.optimum_graph import has_onnx, optimum_folder, read_optimum_graph
 from edgezo_export.shipped_graphs import CONFIG, copy_graphs, find_graphs
-from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph
 from edgezo_export.verify import verify_bundle
 from edgezo_export.verify_generation import verify_generation
 from edgezo_runtime import dtypes

@@ -13,11 +13,12 @@ from typing import Any
 import onnx_ir as ir
 from transformers import AutoConfig, PreTrainedModel
 
+from edgezo_export.bundle_graph import save_graph
 from edgezo_export.generate_graph import export_generate_graph
 from edgezo_export.lean.make import save_lean
 from edgezo_export.model_shell import shell
 from edgezo_export.shipped_graphs import read_config, shipped, shipped_folder
-from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph
 from edgezo_runtime.bundle import GENERATE, GRAPH, LEAN
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgezo_export.bundle_graph import bundle_graph
+from edgezo_export.bundle_graph import bundle_graph, save_graph
 from edgezo_export.bundle_writer import complete_bundle, new_folder
 from edgezo_export.quantized_linear import (
     BLOCKS,
@@ -18,7 +18,6 @@ from edgezo_export.quantized_linear import (
     quantizable,
 )
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
-from edgezo_export.text_graph import save_graph
 from edgezo_runtime import safetensors_file
 from edgezo_runtime.bundle import GENERATE, GRAPH, SIDE_FILES, Parameter, open_bundle
 from edgezo_runtime.errors import InputError

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 
 from edgezo_export.torch_export import export_wrapper
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.files import atomic_writer
 
 INPUTS = ("input_ids", "attention_mask", "positions", "targets", "candidates")
 OUTPUTS = ("logprobs", "candidate_logits")
@@ -149,10 +147,3 @@ def export_graph(wrapper: nn.Module, vocabulary: int = 8, decoder: bool = False)
         example["decoder_input_ids"] = torch.full((2, 4), 6)
         shapes["decoder_input_ids"] = {0: dims["batch"], 1: dims["decoded"]}
     return export_wrapper(wrapper, example, shapes, list(OUTPUTS))
-
-
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes the graph to `path` atomically; equal graphs give equal bytes."""
-    proto = ir.to_proto(model)
-    with atomic_writer(path) as file:
-        file.write(proto.SerializeToString(deterministic=True))

@@ -15,12 +15,13 @@ import pytest
 from tiny_checkpoints import VOCABULARY, tiny_model
 
 from edgezo_export.adapters.base import adapt
+from edgezo_export.bundle_graph import save_graph
 from edgezo_export.bundle_writer import complete_bundle
 from edgezo_export.lean import verify
 from edgezo_export.lean.causal import is_causal
 from edgezo_export.lean.make import lean_graph, save_lean
 from edgezo_export.lean.verify import add_lean
-from edgezo_export.text_graph import export_text_graph, save_graph
+from edgezo_export.text_graph import export_text_graph
 from edgezo_export.verify import GraphRunner, sample_batch
 from edgezo_runtime.batch import Batch, TokenLoss
 from edgezo_runtime.bundle import GRAPH, LEAN, Bundle, open_bundle

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_files import classifier, save
 from onnxruntime.quantization.quant_utils import QuantType, quantize_nparray
 from quantized_weights import tensors, unpacked
 from tokenizers import Tokenizer
@@ -16,12 +19,13 @@ from tokenizers.models import WordLevel
 
 from edgezo import Tuner, load
 from edgezo_export.adapters.base import adapt, write_adapted
+from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_export.quantize import quantize_bundle
 from edgezo_export.quantized_linear import FORMATS, LEAST_SCALE
 from edgezo_export.verify import sample_batch
 from edgezo_runtime import safetensors_file
 from edgezo_runtime.batch import Batch, TokenLoss
-from edgezo_runtime.bundle import open_bundle
+from edgezo_runtime.bundle import QUANTIZED, open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
 
@@ -164,6 +168,26 @@ def test_what_cannot_be_quantised(
         quantize_bundle(adapted, tmp_path / "other", "int4")
     shutil.rmtree(adapted)
     assert not list(tmp_path.iterdir())
+
+
+def test_neither_text_nor_arrays_need_torch(
+    bundle_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    onnx_to_bundle(save(classifier(), tmp_path / "m.onnx"), tmp_path / "arrays.edgezo")
+    sources = [str(bundle_folder("opt")), str(tmp_path / "arrays.edgezo")]
+    script = f"""
+import sys
+from pathlib import Path
+for name in ("torch", "transformers", "optimum"):
+    sys.modules[name] = None  # importing it raises
+from edgezo_export.quantize import quantize_bundle
+for number, source in enumerate({sources!r}):
+    quantize_bundle(Path(source), Path({str(tmp_path)!r}) / f"{{number}}.edgezo", "int4")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    for number in range(len(sources)):
+        made = open_bundle(tmp_path / f"{number}.edgezo").manifest
+        assert any(parameter.kind == QUANTIZED for parameter in made.parameters)
 
 
 def test_a_quantised_masked_model_is_one(
