@@ -71,10 +71,7 @@ class ArrayGraph:
         self._whole_batches = rounds_whole_batches(self.model)
         self.plain = session_of(source)
         every = array_inputs(read_onnx(source), judged, source)  # it may need what we do not
-        self.probe = find_probe(self.model, every, self.output, source, self.plain)
-        sample = np.concatenate(
-            [self.plain.run([self.output], self.probe.draw(1, seed))[0] for seed in range(3)]
-        )
+        self.probe, sample = find_probe(self.model, every, self.output, source, self.plain)
         self._sample_shape = sample.shape
         self._free_rows(judged, sample)
         losses = Losses(self.model, judged, sample, source)
