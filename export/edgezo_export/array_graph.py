@@ -12,6 +12,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, TARGETS, Losses
 from edgezo_export.onnx_reader import read_onnx
+from edgezo_export.random_operators import check_repeatable
 from edgezo_export.row_axes import (
     ROWS,
     Probe,
@@ -68,6 +69,7 @@ class ArrayGraph:
         common_passes.RemoveUnusedNodesPass()(self.model)
         for value in [v for v in self.model.graph.inputs if not v.uses()]:
             self.model.graph.inputs.remove(value)
+        check_repeatable(self.model, source)
         self._whole_batches = rounds_whole_batches(self.model)
         self.plain = session_of(source)
         every = array_inputs(read_onnx(source), judged, source)  # it may need what we do not

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from edgezo_export.onnx_reader import read_onnx
+from edgezo_export.random_operators import check_repeatable
 from edgezo_export.row_axes import ROWS
 from edgezo_runtime.errors import InputError
 
@@ -174,6 +175,7 @@ def _read_loss(path: Path, opset: int) -> ir.Model:
         loss = ir.from_proto(proto)
     if len(loss.graph.inputs) != 2 or len(loss.graph.outputs) != 1:
         raise InputError(f"{path} must take two inputs, output and targets, and give one loss")
+    check_repeatable(loss, path)
     return loss
 
 

@@ -308,6 +308,44 @@ def test_refusals(tmp_path: Path, case: str) -> None:
         onnx_to_bundle(path, tmp_path / "b.edgezo", output=output)
 
 
+RANDOM = {
+    "RandomNormalLike": "n = RandomNormalLike<seed = 1.0>(x) y = Add(x, n)",
+    "RandomUniform": "n = RandomUniform<shape = [4]>() y = Add(x, n)",
+    "Bernoulli": "p = Sigmoid(x) y = Bernoulli(p)",
+    "Multinomial": "n = Multinomial<sample_size = 4>(x) y = Cast<to = 1>(n)",
+    "training mode": "rate = Constant<value_float = 0.5>() on = Constant<value = bool {1}>()"
+    " y = Dropout(x, rate, on)",
+}
+
+
+def drawing(operator: str) -> ModelProto:
+    ports = "(float[N, 4] x) => (float[N, 3] out)"
+    text = f'<ir_version: 8, opset_import: ["" : 15]> g {ports} {{{RANDOM[operator]} '
+    return with_weights(text + "out = MatMul(y, w)}", {"w": np.ones((4, 3), np.float32)})
+
+
+@pytest.mark.parametrize("operator", RANDOM)
+def test_files_that_draw_random_numbers_are_refused(tmp_path: Path, operator: str) -> None:
+    path = save(drawing(operator), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=rf"{operator}.* two runs of it do not compare"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo")
+
+
+def test_noise_of_an_operator_that_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgezo_export.random_operators._RANDOM", set())
+    path = save(drawing("RandomNormalLike"), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="may draw random numbers"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+
+
+def test_dropout_for_inference_is_none(tmp_path: Path) -> None:
+    model = drawing("training mode")
+    model.graph.node[1].attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(False)))
+    onnx_to_bundle(save(model, tmp_path / "model.onnx"), tmp_path / "b.edgezo")
+
+
 @pytest.mark.parametrize(
     ("loss", "labels", "sentence"),
     [
