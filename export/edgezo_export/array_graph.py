@@ -27,6 +27,8 @@ from edgezo_export.weight_inputs import graph_bytes, lift_weights
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 
+_ANSWERS = ("label", "target")  # columns of data that no input can have
+
 
 class ArrayGraph:
     """The graph of an ONNX file with its trainable weights as inputs and the losses as output.
@@ -69,6 +71,12 @@ class ArrayGraph:
         common_passes.RemoveUnusedNodesPass()(self.model)
         for value in [v for v in self.model.graph.inputs if not v.uses()]:
             self.model.graph.inputs.remove(value)
+        for value in self.model.graph.inputs:
+            if value.name in _ANSWERS:
+                raise InputError(
+                    f"{source} has an input {value.name!r}, as data calls the right answers: "
+                    "give it another name"
+                )
         check_repeatable(self.model, source)
         self._whole_batches = rounds_whole_batches(self.model)
         self.plain = session_of(source)

@@ -78,3 +78,19 @@ def test_an_output_whose_shape_depends_on_its_input(tmp_path: Path) -> None:
     path = save(model(ports, nodes, w=(4, 30)), tmp_path / "m.onnx")
     with pytest.raises(InputError, match="one shape for all rows"):
         onnx_to_bundle(path, tmp_path / "b.edgezo", loss="mse")
+
+
+@pytest.mark.parametrize("name", ["label", "target"])
+def test_an_input_that_has_the_name_of_the_answers(tmp_path: Path, name: str) -> None:
+    ports, nodes = f"(float[N, 4] {name}) => (float[N, 3] out)", f"out = MatMul({name}, w)"
+    path = save(model(ports, nodes, w=(4, 3)), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=f"input '{name}', as data calls the right answers"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo")
+
+
+def test_an_input_of_the_file_s_own_loss_may_have_it(tmp_path: Path) -> None:
+    ports = "(float[N, 4] x, float[N, 3] label) => (float[N, 3] out, float[N, 3] loss)"
+    nodes = "out = MatMul(x, w) loss = Sub(out, label)"
+    path = save(model(ports, nodes, w=(4, 3)), tmp_path / "m.onnx")
+    onnx_to_bundle(path, tmp_path / "b.edgezo", output="out")
+    assert [p.name for p in load(tmp_path / "b.edgezo").bundle.manifest.inputs] == ["x", "targets"]
