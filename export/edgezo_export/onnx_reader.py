@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
 from edgezo_export.quiet import quiet
@@ -52,7 +54,7 @@ def load_sound(path: Path) -> ir.Model:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # protobuf's own exceptions, and whatever it meets in damaged bytes
-        raise InputError(f"{path} is not an ONNX file: {_line(error)}") from error
+        raise InputError(f"{path} is not an ONNX file: {reason_of(error)}") from error
     if not proto.graph.node:
         raise InputError(f"{path} is not an ONNX file, or one without operators")
     return _guarded(path, lambda: _checked(path, proto))
@@ -64,7 +66,7 @@ def _guarded(path: Path, work: Callable[[], ir.Model]) -> ir.Model:
     except InputError:
         raise
     except Exception as error:  # the file's structure is wrong in one of a thousand ways
-        raise InputError(f"{path} is not a sound ONNX file: {_line(error)}") from error
+        raise InputError(f"{path} is not a sound ONNX file: {reason_of(error)}") from error
 
 
 def _with_lifted_constants(model: ir.Model) -> ir.Model:
@@ -78,6 +80,7 @@ def _with_lifted_constants(model: ir.Model) -> ir.Model:
 
 
 def _checked(path: Path, proto: ModelProto) -> ir.Model:
+    _check_texts(path, proto)
     _check_operators(path, proto)
     for tensor in _tensors(path, proto):
         _check_tensor(path, tensor)
@@ -88,9 +91,18 @@ def _checked(path: Path, proto: ModelProto) -> ir.Model:
     return model
 
 
+def _check_texts(path: Path, message: Any) -> None:
+    """Raises InputError where a text of a protobuf `message` is not UTF-8: it comes as bytes."""
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == field.TYPE_MESSAGE:
+            for inner in values:
+                _check_texts(path, inner)
+        elif field.type == field.TYPE_STRING and not all(isinstance(v, str) for v in values):
+            raise InputError(f"{path} is damaged: {field.full_name} holds a text that is not UTF-8")
+
+
 def _check_operators(path: Path, proto: ModelProto) -> None:
-    if not all(isinstance(n.op_type, str) for n in _nodes(proto)):  # bytes, where no UTF-8
-        raise InputError(f"{path} is not a sound ONNX file: an operator's name is no text")
     known = _DOMAINS | {function.domain for function in proto.functions}
     unknown = sorted({f"{n.domain}.{n.op_type}" for n in _nodes(proto) if n.domain not in known})
     if unknown:
@@ -208,5 +220,8 @@ def _tensors(path: Path, proto: ModelProto) -> Iterator[TensorProto]:
         yield from attribute.tensors
 
 
-def _line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Returns in one line what went wrong first: onnx-ir wraps it in its own objects' texts."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())[:300] or type(error).__name__

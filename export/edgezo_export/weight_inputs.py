@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgezo_export.onnx_reader import reason_of
 from edgezo_export.signature import PARAMETERS_KEY, parameters_text
 from edgezo_export.trainable import FoundWeight
 from edgezo_runtime.errors import InputError
@@ -42,12 +43,16 @@ def graph_bytes(model: ir.Model, source: Path) -> bytes:
     """Returns `model` as the bytes of an ONNX file that says what is known of shapes.
 
     Raises:
-        InputError: the constants that are left, of the file `source`, exceed 2 GB.
+        InputError: the constants that are left, of the file `source`, exceed 2 GB, or it has
+            something that no ONNX file can hold.
     """
     inner = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     if inner > _LARGEST:
         raise InputError(f"{source} has {inner} bytes of constants that cannot be tuned")
-    proto = ir.to_proto(model)
+    try:
+        proto = ir.to_proto(model)
+    except Exception as error:  # what was read of a damaged file cannot be written
+        raise InputError(f"{source} is not a sound ONNX file: {reason_of(error)}") from error
     with contextlib.suppress(Exception):  # types between the nodes help, and may be missing
         proto = onnx.shape_inference.infer_shapes(proto)
     return proto.SerializeToString(deterministic=True)

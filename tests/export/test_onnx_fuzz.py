@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from edgezo_export.onnx_reader import read_onnx
 from edgezo_export.trainable import find_weights
+from edgezo_export.weight_inputs import graph_bytes, lift_weights
 from edgezo_runtime.errors import InputError
 
 FILES = {
@@ -33,12 +34,13 @@ def read(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     try:
         model = read_onnx(path)
+        weights = [w for w in find_weights(model, model.graph.outputs) if w.trainable]
+        for weight in weights:
+            assert weight.array().nbytes <= len(data)
+        lift_weights(model, weights)
+        graph_bytes(model, path)
     except InputError as error:
         assert str(error) and "\n" not in str(error)
-        return
-    for weight in find_weights(model, model.graph.outputs):
-        if weight.trainable:
-            assert weight.array().nbytes <= len(data)
 
 
 @pytest.fixture
@@ -99,8 +101,24 @@ def test_claims_of_a_tensor(
 def test_a_loop_of_operators(tmp_path: Path) -> None:
     model = classifier()
     model.graph.node[0].input[0] = model.graph.output[0].name
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="a sound ONNX file: Graph contains a cycle"):
         read_onnx(save(model, tmp_path / "m.onnx"))
+
+
+def test_an_operator_twice(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.node.append(model.graph.node[-1])
+    with pytest.raises(InputError, match=r"not a sound ONNX file: Output 'scores' is redeclared"):
+        read_onnx(save(model, tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("text", [b"branches", b"t", b"Equal"])
+def test_a_name_that_is_no_text(tmp_path: Path, text: bytes) -> None:
+    length = bytes([len(text)])
+    content = FILES["branches"].replace(length + text, length + b"\xe1" + text[1:])
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged: .* holds a text that is not UTF-8"):
+        read_onnx(tmp_path / "m.onnx")
 
 
 def test_a_graph_within_a_graph_within(tmp_path: Path) -> None:
