@@ -40,7 +40,7 @@ def lift_weights(model: ir.Model, weights: Sequence[FoundWeight]) -> None:
 
 
 def graph_bytes(model: ir.Model, source: Path) -> bytes:
-    """Returns `model` as the bytes of an ONNX file that says what is known of shapes.
+    """Returns `model` as the bytes of one ONNX file that says what is known of shapes.
 
     Raises:
         InputError: the constants that are left, of the file `source`, exceed 2 GB, or it has
@@ -50,7 +50,7 @@ def graph_bytes(model: ir.Model, source: Path) -> bytes:
     if inner > _LARGEST:
         raise InputError(f"{source} has {inner} bytes of constants that cannot be tuned")
     try:
-        proto = ir.to_proto(model)
+        proto = ir.to_proto(ir.external_data.load_to_model(model))
     except Exception as error:  # what was read of a damaged file cannot be written
         raise InputError(f"{source} is not a sound ONNX file: {reason_of(error)}") from error
     with contextlib.suppress(Exception):  # types between the nodes help, and may be missing

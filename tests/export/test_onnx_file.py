@@ -238,6 +238,25 @@ def test_external_data(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, plain(path, {"image": images()}), rtol=1e-5, atol=1e-6)
 
 
+def test_external_constants(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    codes (int64[N] id) => (float[N, 2] out)
+    {
+        found = Gather(codes, id)
+        x = Cast<to = 1>(found)
+        out = MatMul(x, w)
+    }
+    """
+    weights = {"codes": np.arange(400).reshape(100, 4), "w": np.ones((4, 2), np.float32)}
+    path = save(with_weights(text, weights), tmp_path / "model.onnx", external="model.data")
+    onnx_to_bundle(path, tmp_path / "b.edgezo")
+    (tmp_path / "model.data").unlink()
+    model = load(tmp_path / "b.edgezo", threads=1)
+    batch = ArrayBatch({"id": np.array([0, 99])}, np.array([0, 1]), RowLoss())
+    np.testing.assert_allclose(model.forward(batch)["out"], [[6, 6], [1590, 1590]])
+
+
 @pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "link", "", "a/../../secret"])
 def test_external_data_outside_the_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(100))
