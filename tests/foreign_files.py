@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
+from edgezo_runtime.ort import onnxruntime
+
 #: A convolution, a batch normalisation and a head, as an image classifier has them.
 CLASSIFIER = """
 <ir_version: 8, opset_import: ["" : {opset}]>
@@ -179,3 +181,14 @@ def with_place(path: Path, location: str, name: str = "head") -> Path:
     entry.key, entry.value = "location", location
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def plain(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns what ONNX Runtime's default session gives."""
+    session = onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def images(rows: int = 3) -> np.ndarray:
+    """Returns what `classifier` takes."""
+    return np.random.default_rng(4).normal(size=(rows, 2, 6, 6)).astype(np.float32)

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import version_converter
 
-from edgezo_export.onnx_reader import read_onnx
-from edgezo_export.random_operators import check_repeatable
+from edgezo_export.loss_file import gives_one, read_loss
 from edgezo_export.row_axes import ROWS
 from edgezo_runtime.errors import InputError
 
@@ -65,7 +62,8 @@ class Losses:
         if len(shape) != 2 or shape[1] < 2:
             raise InputError(
                 f"output {self._output.name!r} of {self._path} has shape {list(shape)}; "
-                f"{CROSS_ENTROPY} needs one score for each class, (rows, classes)"
+                f"{CROSS_ENTROPY} needs one score for each class, (rows, classes): use --loss "
+                f"{MSE} where they are no classes"
             )
         scores = _before_softmax(self._output)
         self.of_probabilities = scores is not None or _are_probabilities(self._sample)
@@ -102,9 +100,9 @@ class Losses:
 
     def _custom(self, path: Path) -> tuple[ir.Value, ir.Value]:
         """Merges the loss at `path` in; a scalar becomes every row's loss."""
-        loss = _read_loss(path, self._opset)
+        loss = read_loss(path, self._opset)
+        one = gives_one(loss, path, self._output.name or "", self._sample)
         output, targets = loss.graph.inputs
-        assert targets.dtype is not None
         output.replace_all_uses_with(self._output)
         found = loss.graph.outputs[0]
         loss.graph.inputs.clear()
@@ -122,17 +120,15 @@ class Losses:
             for value in node.outputs:
                 value.name = _free(f"loss_{value.name}", taken)
         self._graph.extend(nodes)
-        rank = None if found.shape is None else len(found.shape)
         flat = self._constant("flat_shape", np.array([-1], np.int64))
         losses = self._add("Reshape", [self._float(found), flat])
-        if rank == 0:
+        if one:
             first = self._constant("first_axis", np.array([0], np.int64))
-            one = self._constant("second_axis", np.array([1], np.int64))
+            second = self._constant("second_axis", np.array([1], np.int64))
             shape = self._add("Shape", [self._output])
-            rows = self._add("Slice", [shape, first, one])
+            rows = self._add("Slice", [shape, first, second])
             losses = self._add("Expand", [losses, rows])
         targets.name = TARGETS
-        targets.shape = ir.Shape([ROWS, *list(targets.shape or [])[1:]])
         return targets, losses
 
     def _float(self, value: ir.Value) -> ir.Value:
@@ -155,28 +151,9 @@ class Losses:
         self._graph.append(node)
         output = node.outputs[0]
         output.name = f"loss_{operator.lower()}_{len(self._graph)}"
-        whole = operator == "Shape" or inputs[0].dtype == ir.DataType.INT64
+        whole = operator == "Shape" or (operator != "Cast" and inputs[0].dtype == ir.DataType.INT64)
         output.type = ir.TensorType(ir.DataType.INT64 if whole else ir.DataType.FLOAT)
         return output
-
-
-def _read_loss(path: Path, opset: int) -> ir.Model:
-    """Returns the loss at `path` in opset `opset`; raises InputError if it is none."""
-    loss = read_onnx(path)
-    own = loss.opset_imports.get("", opset)
-    if own != opset:
-        try:
-            proto = version_converter.convert_version(onnx.load_model(path), opset)
-        except Exception as error:
-            raise InputError(
-                f"{path} has opset {own}, the model {opset}, and cannot be converted: "
-                f"write the loss with opset {opset}"
-            ) from error
-        loss = ir.from_proto(proto)
-    if len(loss.graph.inputs) != 2 or len(loss.graph.outputs) != 1:
-        raise InputError(f"{path} must take two inputs, output and targets, and give one loss")
-    check_repeatable(loss, path)
-    return loss
 
 
 def _before_softmax(output: ir.Value) -> ir.Value | None:

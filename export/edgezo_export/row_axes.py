@@ -20,6 +20,11 @@ ROWS = "rows"
 _SIZES = (64, 32, 16, 8, 512, 224, 1024)
 _BOUNDS = (127, 32, 2)  # the first fits int8 too
 _SEEDS = range(3)
+_NUMBERS = {
+    ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BOOL,
+    ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64,
+    ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64,
+}  # fmt: skip
 _MOST_FLAGS = 4  # all combinations of so many are tried
 _LARGEST_ROW = 1 << 28  # numbers: random ones take a gigabyte
 
@@ -235,13 +240,23 @@ def _row(probe: Probe, feeds: Mapping[str, np.ndarray], row: int) -> dict[str, n
     }
 
 
-def _shape(value: ir.Value, path: Path) -> tuple[int | str, ...]:
-    if value.shape is None or value.dtype is None:
-        raise InputError(f"input {value.name!r} of {path} has no shape: export it with one")
-    if value.dtype == ir.DataType.STRING or value.dtype.bitwidth < 8:
+def check_numbers(value: ir.Value, path: Path) -> None:
+    """Raises InputError unless an input of the file at `path` takes numbers that NumPy has."""
+    kind = value.type
+    if not isinstance(kind, ir.TensorType):
+        name = type(kind).__name__.removesuffix("Type").lower()
+        raise InputError(f"input {value.name!r} of {path} is of type {name}: edgezo feeds tensors")
+    if kind.dtype not in _NUMBERS:
         raise InputError(
-            f"input {value.name!r} of {path} takes {value.dtype.name.lower()}: edgezo feeds numbers"
+            f"input {value.name!r} of {path} takes {kind.dtype.name.lower()}: edgezo feeds "
+            "float16, float32, float64, bool and whole numbers of 8 to 64 bits"
         )
+
+
+def _shape(value: ir.Value, path: Path) -> tuple[int | str, ...]:
+    check_numbers(value, path)
+    if value.shape is None:
+        raise InputError(f"input {value.name!r} of {path} has no shape: export it with one")
     dims = list(map(_dimension, value.shape))
     if math.prod(dim for dim in dims if isinstance(dim, int)) > _LARGEST_ROW:
         raise InputError(f"input {value.name!r} of {path} has the shape {dims}, too large to try")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgezo_export.array_graph import ArrayGraph
+from edgezo_export.loss_file import random_targets, wrong_shape
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, MSE, TARGETS
 from edgezo_export.row_axes import Probe, probes_like, session_of
 from edgezo_runtime import dtypes
@@ -51,15 +52,21 @@ def check_agreement(model: Model, graph: ArrayGraph, source: Path) -> float:
         try:
             found = model.forward(batch)
         except EdgezoError as error:
+            if rows == 1:
+                raise InputError(
+                    f"{source} runs, but not with its weights as inputs: {error}"
+                ) from error
             raise InputError(
                 f"{source} runs one row but not {rows} at once, so it cannot be tuned on batches; "
                 f"export it with a free batch size: {error}"
             ) from error
-        if found[graph.output].shape != expected.shape or found[LOSSES].shape != (rows,):
+        if found[graph.output].shape != expected.shape:
             raise InputError(
                 f"{source} gives output of shape {list(found[graph.output].shape)} for {rows} "
                 "rows: its first axis does not count them"
             )
+        if found[LOSSES].shape != (rows,):
+            raise InputError(wrong_shape(graph.loss, found[LOSSES].shape, rows))
         difference = _difference(found[graph.output], expected)
         losses = _losses(graph, found[graph.output], batch.targets)
         if losses is not None:
@@ -106,16 +113,8 @@ def _batch(
 ) -> ArrayBatch:
     """Returns a batch with targets drawn to fit the graph's port for them."""
     ports = {port.name: port for port in model.bundle.manifest.inputs}
-    generator = np.random.Generator(np.random.Philox(9))
     port = ports[TARGETS]
-    if port.dtype.startswith("int"):
-        classes = output.shape[1] if output.ndim > 1 else 2
-        targets = generator.integers(0, classes, len(output)).astype(port.dtype)
-    else:
-        shape = (
-            (len(output), *output.shape[1:]) if len(port.shape) == output.ndim else (len(output),)
-        )
-        targets = generator.standard_normal(shape).astype(port.dtype)
+    targets = random_targets(np.dtype(port.dtype), port.shape, output)
     used = {name: array for name, array in feeds.items() if name in ports}
     return ArrayBatch(used, targets, RowLoss())
 

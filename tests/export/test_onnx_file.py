@@ -14,6 +14,8 @@ from foreign_files import (
     SOFTMAX_IN_PIECES,
     branching,
     classifier,
+    images,
+    plain,
     save,
     with_place,
     with_weights,
@@ -24,18 +26,8 @@ from edgezo_export.onnx_file import DEAD, onnx_to_bundle
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import load
-from edgezo_runtime.ort import onnxruntime
 
 TRAINED = {"conv_w", "conv_b", "gamma", "beta", "head", "head_bias"}
-
-
-def plain(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)[0]
-
-
-def images(rows: int = 3) -> np.ndarray:
-    return np.random.default_rng(4).normal(size=(rows, 2, 6, 6)).astype(np.float32)
 
 
 @pytest.mark.parametrize("constants", [False, True])
@@ -72,41 +64,6 @@ def test_mean_squared_error(tmp_path: Path, opset: int) -> None:
     found = model.loss(ArrayBatch({"image": images()}, targets, RowLoss()))
     expected = plain(path, {"image": images()})
     assert found == pytest.approx(((expected - 1) ** 2).mean(), rel=1e-5)
-
-
-CUSTOM = """
-<ir_version: 8, opset_import: ["" : {opset}]>
-loss (float[N, 3] out, float[N, 3] wanted) => (float{shape} value)
-{{
-    difference = Sub(out, wanted)
-    size = Abs(difference)
-    value = {reduce}(size)
-}}
-"""
-
-
-@pytest.mark.parametrize("opset", [11, 12])
-@pytest.mark.parametrize("scalar", [False, True])
-def test_a_loss_of_one_s_own(tmp_path: Path, opset: int, scalar: bool) -> None:
-    reduce = "ReduceMean<keepdims=0>" if scalar else "ReduceMean<axes=[1], keepdims=0>"
-    text = CUSTOM.format(opset=opset, shape="" if scalar else "[N]", reduce=reduce)
-    loss = save(with_weights(text, {}), tmp_path / "loss.onnx")
-    path = save(classifier(), tmp_path / "model.onnx")
-    onnx_to_bundle(path, tmp_path / "b.edgezo", loss=str(loss))
-    model = load(tmp_path / "b.edgezo", threads=1)
-    targets = np.ones((3, 3), np.float32)
-    outputs = model.forward(ArrayBatch({"image": images()}, targets, RowLoss()))
-    expected = np.abs(plain(path, {"image": images()}) - 1)
-    wanted = np.full(3, expected.mean()) if scalar else expected.mean(axis=1)
-    np.testing.assert_allclose(outputs["losses"], wanted, rtol=1e-5)
-
-
-def test_a_loss_newer_than_the_model(tmp_path: Path) -> None:
-    text = CUSTOM.format(opset=14, shape="", reduce="ReduceMean<keepdims=0>")
-    loss = save(with_weights(text, {}), tmp_path / "loss.onnx")
-    path = save(classifier(), tmp_path / "model.onnx")
-    with pytest.raises(InputError, match="has opset 14, the model 12"):
-        onnx_to_bundle(path, tmp_path / "b.edgezo", loss=str(loss))
 
 
 def test_weights_inside_branches(tmp_path: Path) -> None:

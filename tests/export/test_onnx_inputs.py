@@ -94,3 +94,28 @@ def test_an_input_of_the_file_s_own_loss_may_have_it(tmp_path: Path) -> None:
     path = save(model(ports, nodes, w=(4, 3)), tmp_path / "m.onnx")
     onnx_to_bundle(path, tmp_path / "b.edgezo", output="out")
     assert [p.name for p in load(tmp_path / "b.edgezo").bundle.manifest.inputs] == ["x", "targets"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "nodes", "sentence"),
+    [
+        ("bfloat16[N, 4]", "y = Cast<to=1>(x)", "takes bfloat16: edgezo feeds"),
+        ("float8e4m3fn[N, 4]", "y = Cast<to=1>(x)", "takes float8e4m3fn: edgezo feeds"),
+        ("optional(float[N, 4])", "y = OptionalGetElement(x)", "is of type optional"),
+        ("seq(float[N, 4])", "y = ConcatFromSequence<axis=0>(x)", "is of type sequence"),
+    ],
+)
+def test_inputs_that_numpy_does_not_have(
+    tmp_path: Path, taken: str, nodes: str, sentence: str
+) -> None:
+    ports = f"({taken} x) => (float[N, 3] out)"
+    file = model(ports, f"{nodes} out = MatMul(y, w)", w=(4, 3))
+    file.opset_import[0].version = 19
+    with pytest.raises(InputError, match=f"input 'x' of .* {sentence}"):
+        onnx_to_bundle(save(file, tmp_path / "m.onnx"), tmp_path / "b.edgezo")
+
+
+def test_numbers_where_classes_are_needed(tmp_path: Path) -> None:
+    file = model("(float[N, 4] x) => (float[N, 1] out)", "out = MatMul(x, w)", w=(4, 1))
+    with pytest.raises(InputError, match="--loss mse"):
+        onnx_to_bundle(save(file, tmp_path / "m.onnx"), tmp_path / "b.edgezo")
