@@ -24,6 +24,7 @@ from edgezo_export.row_axes import (
 from edgezo_export.scales import rounds_whole_batches
 from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_export.weight_inputs import graph_bytes, lift_weights
+from edgezo_runtime import dtypes
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
 
@@ -144,6 +145,11 @@ class ArrayGraph:
 
     def _lift(self, weights: Sequence[FoundWeight]) -> None:
         if not weights:
+            if any(weight.dtype == dtypes.BFLOAT16.name for weight in self.weights):
+                raise InputError(
+                    f"the weights of {self._source} are bfloat16, in which the small steps of "
+                    "tuning are lost: export it with float32 or float16 weights"
+                )
             raise InputError(
                 f"{self._source} has no weight that can be tuned and moves {self.output!r}: "
                 f"`edgezo info {self._source}` says why"

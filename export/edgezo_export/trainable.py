@@ -10,13 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgezo_export.scales import fixed_scales, is_scale
-from edgezo_runtime import dtypes
 
-_FLOATS = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
+_FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/:-]+")  # a comma or a star would mean something in --tune
 _MASK = 1e30  # what is added to a score to forbid it; also beyond float16's range
 
@@ -85,12 +80,10 @@ class FoundWeight:
         return not self.reason
 
     def array(self) -> np.ndarray:
-        """Returns its value, C-contiguous, in storage dtype."""
+        """Returns its value, C-contiguous."""
         tensor = self.value.const_value
         assert tensor is not None
-        storage = dtypes.named(self.dtype).storage
-        array = np.ascontiguousarray(tensor.numpy()).reshape(self.shape)
-        return array.view(storage) if array.dtype.itemsize == storage.itemsize else array
+        return np.ascontiguousarray(tensor.numpy()).reshape(self.shape)
 
 
 def find_weights(
@@ -148,7 +141,7 @@ def _reached(outputs: Iterable[ir.Value]) -> set[ir.Value]:
 
 def _reason(value: ir.Value, tensor: ir.TensorProtocol, reached: Set[ir.Value]) -> str:
     if tensor.dtype not in _FLOATS:
-        return f"{tensor.dtype.name.lower()}: only float32, float16 and bfloat16 are tuned"
+        return f"{tensor.dtype.name.lower()}: only float32 and float16 are tuned"
     if not value.uses() and not value.is_graph_output():
         return "unused"
     if value not in reached:

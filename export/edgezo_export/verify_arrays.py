@@ -10,7 +10,6 @@ from edgezo_export.array_graph import ArrayGraph
 from edgezo_export.loss_file import random_targets, wrong_shape
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, MSE, TARGETS
 from edgezo_export.row_axes import Probe, probes_like, session_of
-from edgezo_runtime import dtypes
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.model import Model
@@ -100,7 +99,7 @@ def dead_weights(model: Model, graph: ArrayGraph) -> set[str]:
         for parameter in waiting:
             view = model.arena.views[parameter.name]
             saved = view.copy()
-            _perturb(view, dtypes.named(parameter.dtype))
+            _perturb(view)
             if _bits(model, batch) == before:
                 still.append(parameter)
             view[...] = saved
@@ -144,16 +143,9 @@ def _bits(model: Model, batch: ArrayBatch) -> list[bytes]:
     return [array.tobytes() for array in model.forward(batch).values()]
 
 
-def _perturb(view: np.ndarray, dtype: dtypes.Dtype) -> None:
+def _perturb(view: np.ndarray) -> None:
     """Adds noise of the weights' own size: a shift by a constant might cancel."""
     generator = np.random.Generator(np.random.Philox(1))
-    if dtype == dtypes.BFLOAT16:
-        values = (view.astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = view.astype(np.float32)
+    values = view.astype(np.float32)
     scale = max(float(np.abs(values).max()), 1e-3)
-    values = values + generator.standard_normal(values.shape, np.float32) * np.float32(scale)
-    if dtype == dtypes.BFLOAT16:
-        view[...] = values.view(np.uint32) >> 16
-    else:
-        view[...] = values
+    view[...] = values + generator.standard_normal(values.shape, np.float32) * np.float32(scale)

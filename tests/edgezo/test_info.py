@@ -155,7 +155,7 @@ def test_a_file_without_weights(tmp_path: Path) -> None:
     file = save(without_weights(), tmp_path / "model.onnx")
     fields = info(file)
     assert fields["parameters"] == 0 and fields["run_mb"] == 8.0
-    assert fields["constants"] == {"int32: only float32, float16 and bfloat16 are tuned": 1}
+    assert fields["constants"] == {"int32: only float32 and float16 are tuned": 1}
     assert "full" in fields["not_tuned"]
     refused(called("info", file, "--tune", "a*"), 2, "the model has none")
 

@@ -173,6 +173,37 @@ def test_a_dead_weight_stays_a_constant(tmp_path: Path) -> None:
     assert [p.name for p in load(tmp_path / "b.edgezo").bundle.manifest.parameters] == ["w"]
 
 
+NARROW = """
+<ir_version: 8, opset_import: ["" : 17]>
+narrow (float[N, 4] x) => (float[N, 2] out)
+{{
+    first = Cast<to = 1>(w)
+    a = MatMul(x, first)
+    {end}
+}}
+"""
+
+
+def narrow(end: str, **weights: np.ndarray) -> ModelProto:
+    model = with_weights(NARROW.format(end=end), weights)
+    values = np.arange(8).tolist()
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 16, [4, 2], values))
+    return model
+
+
+def test_bfloat16_stays_a_constant(tmp_path: Path) -> None:
+    file = narrow("out = Add(a, bias)", bias=np.ones(2, np.float32))
+    exported = onnx_to_bundle(save(file, tmp_path / "model.onnx"), tmp_path / "b.edgezo")
+    reasons = {weight.name: weight.reason for weight in exported.weights}
+    assert reasons == {"bias": "", "w": "bfloat16: only float32 and float16 are tuned"}
+
+
+def test_a_file_of_bfloat16_is_refused(tmp_path: Path) -> None:
+    path = save(narrow("out = Identity(a)"), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"bfloat16, .* with float32 or float16 weights"):
+        onnx_to_bundle(path, tmp_path / "b.edgezo")
+
+
 def test_names_are_made_safe(tmp_path: Path) -> None:
     model = classifier()
     for old, new in (("head", "a,b*[c]"), ("gamma", "targets"), ("beta", "losses")):
