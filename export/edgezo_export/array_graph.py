@@ -12,15 +12,10 @@ import onnx_ir.passes.common as common_passes
 
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, TARGETS, Losses
 from edgezo_export.onnx_reader import read_onnx
+from edgezo_export.plain_session import session_of
+from edgezo_export.probe import Probe, find_probe, rows_one_by_one
 from edgezo_export.random_operators import check_repeatable
-from edgezo_export.row_axes import (
-    ROWS,
-    Probe,
-    array_inputs,
-    find_probe,
-    rows_one_by_one,
-    session_of,
-)
+from edgezo_export.row_axes import ROWS, array_inputs
 from edgezo_export.scales import rounds_whole_batches
 from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_export.weight_inputs import graph_bytes, lift_weights

@@ -16,7 +16,7 @@ from edgezo_export.checkpoint_tokenizer import check_tokenizer
 from edgezo_export.genai_graph import GenaiGraph
 from edgezo_export.lift import lifted
 from edgezo_export.onnx_reader import read_onnx
-from edgezo_export.row_axes import session_of
+from edgezo_export.plain_session import session_of
 from edgezo_export.text_head import check_no_full_logits, put_text_head
 from edgezo_export.verify import TOLERANCE, GraphRunner, check_mutations, sample_batch
 from edgezo_runtime.bundle import GRAPH, SIDE_FILES, open_bundle

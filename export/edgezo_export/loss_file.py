@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from edgezo_export.onnx_reader import read_onnx, reason_of
+from edgezo_export.plain_session import session_of
 from edgezo_export.random_operators import check_repeatable
 from edgezo_export.row_axes import ROWS, check_numbers
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.ort import onnxruntime
 
 
 def read_loss(path: Path, opset: int) -> ir.Model:
@@ -64,13 +64,8 @@ def gives_one(loss: ir.Model, path: Path, output: str, sample: np.ndarray) -> bo
     judged, targets = loss.graph.inputs
     assert targets.dtype is not None and targets.shape is not None
     drawn = random_targets(targets.dtype.numpy(), list(targets.shape), sample)
-    ort = onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(
-            ir.to_proto(loss).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = session_of(path, graph=ir.to_proto(loss).SerializeToString())
         shape = session.run(None, {judged.name: sample, targets.name: drawn})[0].shape
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise InputError(

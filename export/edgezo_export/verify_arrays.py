@@ -9,7 +9,8 @@ import numpy as np
 from edgezo_export.array_graph import ArrayGraph
 from edgezo_export.loss_file import random_targets, wrong_shape
 from edgezo_export.losses import CROSS_ENTROPY, LOSSES, MSE, TARGETS
-from edgezo_export.row_axes import Probe, probes_like, session_of
+from edgezo_export.plain_session import session_of
+from edgezo_export.probe import Probe, probes_like
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.model import Model

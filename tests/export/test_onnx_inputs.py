@@ -10,7 +10,8 @@ from foreign_files import save, with_weights
 from onnx import ModelProto
 
 from edgezo_export.onnx_file import onnx_to_bundle
-from edgezo_export.row_axes import ROWS, ArrayInput, Probe
+from edgezo_export.probe import Probe
+from edgezo_export.row_axes import ROWS, ArrayInput
 from edgezo_runtime.batch import ArrayBatch, RowLoss
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import load
