@@ -16,7 +16,7 @@ from edgezo.evaluate import Metrics as Metrics
 from edgezo.evaluate import evaluate as evaluate
 from edgezo.generate import generate as generate
 from edgezo.generate import generate_batch as generate_batch
-from edgezo.tuner import Step as Step
+from edgezo.step import Step as Step
 from edgezo.tuner import Tuner as Tuner
 from edgezo_runtime.errors import EdgezoError as EdgezoError
 from edgezo_runtime.errors import InputError as InputError

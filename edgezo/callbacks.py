@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgezo.evaluate import Metrics
-from edgezo.tuner import Step
+from edgezo.step import Step
 
 
 class Callback:

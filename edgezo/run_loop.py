@@ -13,9 +13,10 @@ from edgezo.evaluate import Metrics
 from edgezo.head_start import HeadStart
 from edgezo.run_folder import MetricsFile, RunFolder
 from edgezo.settings import BASE, PROBE, RunSettings
+from edgezo.step import Step
 from edgezo.tasks.base import BaseExample
 from edgezo.training_data import TrainingData, evaluate_held_out
-from edgezo.tuner import Step, Tuner
+from edgezo.tuner import Tuner
 
 #: Gives the examples of a step's batch, and of the one with true gradients if that is another.
 Order = Callable[[int], tuple[np.ndarray, np.ndarray | None]]

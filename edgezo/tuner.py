@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from edgezo.recipe import recipe_for
 from edgezo.run_folder import RunFolder
 from edgezo.settings import METHOD_SETTINGS
+from edgezo.step import Step
 from edgezo_runtime import adapter_init, journal, snapshot
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
@@ -21,7 +23,7 @@ from edgezo_runtime.files import atomic_writer
 from edgezo_runtime.first_order.loss import BatchLoss
 from edgezo_runtime.first_order.required import check_graph
 from edgezo_runtime.journal import JournalWriter
-from edgezo_runtime.methods import Estimate, Taken, make
+from edgezo_runtime.methods import make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.probe import find_rate
 from edgezo_runtime.model import Model
@@ -36,56 +38,6 @@ from edgezo_runtime.tuning import (
     check_header,
     describe,
 )
-
-
-class Step:
-    """One step taken.
-
-    On a card the next step may be taken before this one is done: who asks what it found waits.
-
-    Attributes:
-        number: counts from 1.
-        lr: the learning rate as used.
-        forwards: forward passes over the batch that it took.
-    """
-
-    def __init__(self, tuning: Tuning, taken: Taken, lr: np.float32, forwards: int) -> None:
-        self._tuning = tuning
-        self._taken = taken
-        self.number = tuning.steps
-        self.lr = float(lr)
-        self.forwards = forwards
-
-    @property
-    def late(self) -> bool:
-        """Whether whoever asks for more has to wait."""
-        return self._taken.late
-
-    @property
-    def loss(self) -> float:
-        """The batch's mean loss near the weights before the update, in nats."""
-        return self._found.loss
-
-    @property
-    def projected_grad(self) -> float:
-        """The slope of the loss along the step's direction.
-
-        The root mean square of the slopes where a step has several; the gradient's norm where it is
-        a true one.
-        """
-        slopes = self._found.record.scalars[: self._tuning.method.estimates]
-        if len(slopes) == 1:
-            return float(slopes[0])
-        return float(np.sqrt(np.mean(np.square(slopes, dtype=np.float64))))
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the slope was not finite, so that nothing was updated."""
-        return self._found.record.skipped
-
-    @property
-    def _found(self) -> Estimate:
-        return self._tuning.found(self._taken)
 
 
 class Tuner:
@@ -258,6 +210,11 @@ class Tuner:
         return self.header.get("replay", True)
 
     @property
+    def _turn(self) -> AbstractContextManager[Any]:
+        """What a thread holds while others shall find the weights and the journal as they are."""
+        return self.model.weights.turn
+
+    @property
     def header(self) -> dict[str, Any]:
         """The journal's header."""
         return self._tuning.journal.header
@@ -268,7 +225,8 @@ class Tuner:
         """Takes one step on `batch` and returns what it found.
 
         A step that raises leaves no trace. Between steps the run may be stopped, the model
-        evaluated, saved, or used for generation: it always holds the unperturbed weights. On a card
+        evaluated, saved, or used for generation: it always holds the unperturbed weights. Other
+        threads may do so at any time: they take turns with the step. On a card
         the record of a step is kept when the next one is taken, or as soon as it is asked for; a
         process that is killed then repeats one step more.
 
@@ -281,26 +239,28 @@ class Tuner:
             InputError: `lr` is out of range.
             EdgezoError: the forward pass failed, the disk is full, or the run diverged.
         """
-        number = self.step_index + 1
-        if lr is None:
-            rate = learning_rate(self._lr, self._schedule, number, self._steps)
-        else:
-            _check_rate(lr)
-            rate = np.float32(lr)
         loss = BatchLoss(self.model, batch, exact)
-        taken = self._tuning.start(loss, rate)
-        return Step(self._tuning, taken, rate, loss.forwards)
+        with self._turn:
+            number = self.step_index + 1
+            if lr is None:
+                rate = learning_rate(self._lr, self._schedule, number, self._steps)
+            else:
+                _check_rate(lr)
+                rate = np.float32(lr)
+            taken = self._tuning.start(loss, rate)
+            return Step(self._tuning, taken, rate, loss.forwards)
 
     def snapshot(self) -> None:
         """Writes a snapshot, from which a resume can start; needs `run`."""
         writer = self._tuning.journal
         if not isinstance(writer, JournalWriter):
             raise InputError("a snapshot needs a run folder: give the Tuner run=...")
-        self._tuning.keep()
-        self._tuning.mend()
-        writer.sync()
-        state = self._tuning.method.state
-        snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
+        with self._turn:
+            self._tuning.keep()
+            self._tuning.mend()
+            writer.sync()
+            state = self._tuning.method.state
+            snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
 
     def save(self, run: Path | str | None = None, at_step: int | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.
@@ -316,6 +276,10 @@ class Tuner:
             InputError: another run is there.
             EdgezoError: the folder cannot be written.
         """
+        with self._turn:
+            return self._save(run, at_step)
+
+    def _save(self, run: Path | str | None, at_step: int | None) -> Path:
         self._tuning.keep()
         self._tuning.mend()
         recorder = self._tuning.journal

@@ -6,7 +6,9 @@ Runtime's own values, without a copy in Python.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,12 +62,18 @@ class GenerationSession:
     Args:
         weights: of the model that is tuned, whose bundle has the graph; they are aliased.
         device: where they lie.
+        turn: held while a text is read; None: nobody else uses the weights.
 
     Raises:
         InputError: the graph cannot be loaded, or does not take these weights.
     """
 
-    def __init__(self, weights: SharedWeights, device: Device) -> None:
+    def __init__(
+        self,
+        weights: SharedWeights,
+        device: Device,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
         bundle = weights.bundle
         graph, arrays = bundle.folder / GENERATE, weights.arrays()
         constants = constant_values(bundle, arrays)
@@ -84,6 +92,7 @@ class GenerationSession:
                     "describes it: export the bundle again"
                 )
         self._weights = weights
+        self._turn = turn or contextlib.nullcontext()
         self._device = device
         self._dtypes = {p.name: dtypes.named(p.dtype) for p in bound}
         self._binders: dict[str, Binder] = {}
@@ -119,10 +128,14 @@ class GenerationSession:
         Raises:
             EdgezoError: ONNX Runtime failed.
         """
-        self._weights.settle()
         if mask is None:
             mask = np.ones_like(tokens)
-        mask = np.concatenate([cache.mask, mask], axis=1)
+        with self._turn:
+            self._weights.settle()
+            return self._run(cache, tokens, np.concatenate([cache.mask, mask], axis=1))
+
+    def _run(self, cache: Cache, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Reads `tokens`; `mask` is of what was read before, too."""
         binding = self._session.io_binding()  # a fresh one: it would keep the last cache alive
         past = zip((node.name for node in self._past), cache.values, strict=True)
         try:

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgezo_runtime.arena import Arena
 from edgezo_runtime.batch import BaseBatch, Outputs
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 class Model:
     """A loaded bundle.
+
+    Threads may share it: forward passes, and the tuning steps of its `Tuner`, take turns. No thread
+    gets what another one's batch led to, nor sees weights in the middle of a step.
 
     Attributes:
         bundle: what it was loaded from.
@@ -81,11 +86,12 @@ class Model:
     @contextlib.contextmanager
     def unbound(self) -> Iterator[None]:
         """Closes the sessions for as long as another one over the weights needs their memory."""
-        del self._session
-        try:
-            yield
-        finally:
-            self.bind()
+        with self.weights.turn:
+            del self._session
+            try:
+                yield
+            finally:
+                self.bind()
 
     def begin_at(self, start: Start) -> None:
         """Puts fitted rows into their matrix; see `Weights.begin_at`."""
@@ -123,12 +129,13 @@ class Model:
 
         The weights may be changed at once.
         """
-        self.weights.ready()
-        shared = Shared.of(batch)
-        if shared is not None and self.options is not None:
-            outputs = self.options.score(shared)
-            return lambda: outputs
-        return self._session.start(batch)
+        with self.weights.turn:
+            self.weights.ready()
+            shared = Shared.of(batch)
+            if shared is not None and self.options is not None:
+                outputs = self.options.score(shared)
+                return lambda: outputs
+            return self._session.start(batch)
 
     @functools.cached_property
     def generation(self) -> GenerationSession | None:
@@ -136,7 +143,9 @@ class Model:
 
         It is opened when it is first asked for.
         """
-        return GenerationSession(self.weights, self.device) if self.bundle.generates else None
+        if not self.bundle.generates:
+            return None
+        return GenerationSession(self.weights, self.device, self.weights.turn)
 
     def check_prefix(self) -> None:
         """Checks that `cached_prefix` can be; raises InputError where it cannot."""
@@ -184,7 +193,12 @@ class Model:
             "device": self.device.name,
             "threads": self.device.threads,
         }
-        layout, compute = session.layout(), session.compute_prefix
+
+        def compute(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            with self.weights.turn:
+                return session.compute_prefix(feeds)
+
+        layout = session.layout()
         with open_cache(path, layout, precision, identity, batches, compute, tell) as cache:
             session.cache = cache
             try:
@@ -209,7 +223,8 @@ class Model:
     def later(self, batch: BaseBatch) -> Callable[[], float]:
         """Starts what `loss` needs, at the present weights; returns what waits for it."""
         if type(batch).loss is not BaseBatch.loss:  # it may take several passes
-            loss = batch.loss(self)
+            with self.weights.turn:
+                loss = batch.loss(self)
             return lambda: loss
         outputs = self.start(batch)
         return lambda: batch.objective.loss(outputs())
@@ -221,8 +236,9 @@ class Model:
         """
         if type(batch).loss is not BaseBatch.loss or not isinstance(self._session, Session):
             return None
-        self.weights.ready()
-        return self._session.stay(batch)
+        with self.weights.turn:
+            self.weights.ready()
+            return self._session.stay(batch)
 
     def descend(
         self,
@@ -241,18 +257,19 @@ class Model:
             keep: how much is kept between the passes; see `stages.plan`.
             draws: names the numbers by which rows are chosen, where gradients are estimated.
         """
-        self.weights.settle()
-        if keep not in self._gradients:
-            weights = self.weights.arrays()
-            self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
-        session = self._gradients[keep]
-        with self.device.queue:  # so is what `take` does
-            if isinstance(batch, PartedBatch):
-                parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
-                return batch.descend(
-                    lambda part, add: self._run(session, part, names, add, next(parts)), take
-                )
-            return self._run(session, batch, names, take, draws)
+        with self.weights.turn:
+            self.weights.settle()
+            if keep not in self._gradients:
+                weights = self.weights.arrays()
+                self._gradients[keep] = GradientSession(self.bundle, weights, self.device, keep)
+            session = self._gradients[keep]
+            with self.device.queue:  # so is what `take` does
+                if isinstance(batch, PartedBatch):
+                    parts = (dataclasses.replace(draws, part=i) for i in itertools.count())
+                    return batch.descend(
+                        lambda part, add: self._run(session, part, names, add, next(parts)), take
+                    )
+                return self._run(session, batch, names, take, draws)
 
     def _run(
         self,
@@ -266,11 +283,12 @@ class Model:
 
     def derivative(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         """Returns the mean loss of `batch`, and its derivative; see `TangentSession.run`."""
-        self.weights.settle()
-        with self.device.queue:
-            if isinstance(batch, PartedBatch):
-                return batch.derivative(lambda part: self._along(part, direction))
-            return self._along(batch, direction)
+        with self.weights.turn:
+            self.weights.settle()
+            with self.device.queue:
+                if isinstance(batch, PartedBatch):
+                    return batch.derivative(lambda part: self._along(part, direction))
+                return self._along(batch, direction)
 
     def _along(self, batch: BaseBatch, direction: AnyDirection) -> tuple[float, float]:
         return self._tangents.run(batch, direction, self._resident.found(batch.feeds()))

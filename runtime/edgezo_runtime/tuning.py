@@ -156,21 +156,23 @@ class Tuning:
         Raises:
             EdgezoError: the projected gradient was not finite for several steps in a row.
         """
-        self.mend()
-        with self._keeping():
-            taken = self._take(loss, lr)
-            self._append()  # of the step before: the device is busy with this one
-            self._pending = taken
-        last = consecutive_skips(self.journal.records) >= MAX_CONSECUTIVE_SKIPS - 1
-        if last or not taken.late:
-            self.keep()
-        return taken
+        with self.weights.turn:
+            self.mend()
+            with self._keeping():
+                taken = self._take(loss, lr)
+                self._append()  # of the step before: the device is busy with this one
+                self._pending = taken
+            last = consecutive_skips(self.journal.records) >= MAX_CONSECUTIVE_SKIPS - 1
+            if last or not taken.late:
+                self.keep()
+            return taken
 
     def found(self, taken: Taken) -> Estimate:
         """Waits for what a step found out, and keeps its record."""
-        if self._pending is taken:
-            self.keep()
-        return taken.wait()
+        with self.weights.turn:
+            if self._pending is taken:
+                self.keep()
+            return taken.wait()
 
     def keep(self) -> None:
         """Waits for the record that is still on its way, if there is one, and keeps it.
@@ -178,10 +180,11 @@ class Tuning:
         Raises:
             EdgezoError: as `start`.
         """
-        if self._pending is None:
-            return
-        with self._keeping():
-            self._append()
+        with self.weights.turn:
+            if self._pending is None:
+                return
+            with self._keeping():
+                self._append()
         skips = consecutive_skips(self.journal.records)
         if skips >= MAX_CONSECUTIVE_SKIPS:
             raise EdgezoError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ class Weights:
         bundle: where the parameters are described.
         tune: what is trained; see `select`. A bundle with an adapter trains that.
         device: whose memory they lie in; one thread of the CPU if None.
+
+    Attributes:
+        turn: held by the thread that runs a pass over the weights, or changes them.
     """
 
     def __init__(self, bundle: Bundle, tune: str = FULL, device: Device | None = None) -> None:
         self.bundle = bundle
+        self.turn = threading.RLock()
         self.device = device = device or CpuDevice(1)
         self.tune = resolve(bundle.manifest, tune)
         trained = select(bundle.manifest.parameters, self.tune)
@@ -151,15 +156,17 @@ class Weights:
 
     def trained(self) -> dict[str, np.ndarray]:
         """Returns the trained parameters by name, for reading."""
-        self.settle()
-        return {name: self.device.host(view) for name, view in self.arena.views.items()}
+        with self.turn:
+            self.settle()
+            return {name: self.device.host(view) for name, view in self.arena.views.items()}
 
     def save(self, path: Path, *, trained: bool = False) -> str:
         """Writes all but an adapter, or what is trained, to `path`; returns the file's SHA-256."""
-        self.settle()
         parameters = self.arena.parameters if trained else self.bundle.manifest.stored
         entries = [(p.name, dtypes.named(p.dtype), p.shape) for p in parameters]
-        return safetensors_file.write_each(path, entries, self._host)
+        with self.turn:
+            self.settle()
+            return safetensors_file.write_each(path, entries, self._host)
 
     def _host(self, name: str) -> np.ndarray:
         view = self.arena.views.get(name)
