@@ -20,6 +20,7 @@ from edgezo_runtime.devices import Device
 from edgezo_runtime.devices.cpu import alias
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.inputs import Inputs
 from edgezo_runtime.late import LateNumber
 from edgezo_runtime.layout import MASK, Layout
 from edgezo_runtime.ort import onnxruntime
@@ -77,6 +78,7 @@ class Session:
         for name in constants:  # each session has packed them for itself
             release(weights[name])
         self._ports = bundle.manifest.inputs
+        self._inputs = Inputs(self._ports)
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._check(bundle, constants.keys())
         for parameter in parameters:
@@ -95,13 +97,18 @@ class Session:
         """Runs one forward pass and returns the graph's outputs by name.
 
         Raises:
+            InputError: the batch does not give what the graph takes.
             EdgezoError: ONNX Runtime failed.
         """
         return self.start(batch)()
 
     def start(self, batch: BaseBatch) -> Callable[[], Outputs]:
-        """Starts a forward pass; returns what waits for its outputs. Both may raise EdgezoError."""
-        feeds = batch.feeds()
+        """Starts a forward pass; returns what waits for its outputs. Both may raise EdgezoError.
+
+        Raises:
+            InputError: the batch does not give what the graph takes.
+        """
+        feeds = self._inputs.of(batch)
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)
@@ -124,7 +131,7 @@ class Session:
         reduction = batch.objective.reduction()
         if reduction is None or not self._suffix.reduces(reduction):
             return None
-        feeds = batch.feeds()
+        feeds = self._inputs.of(batch)
         with failures(feeds):
             if self._prefix:
                 self._hold(self._prefix, feeds)

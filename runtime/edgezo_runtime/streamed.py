@@ -23,6 +23,7 @@ from edgezo_runtime.devices.offload_sweep import PendingSweeper
 from edgezo_runtime.devices.stage_weights import StageWeights
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.first_order.graph import Graph
+from edgezo_runtime.inputs import Inputs
 from edgezo_runtime.session import failures, same
 from edgezo_runtime.stages import Stage, cut
 from edgezo_runtime.sweep import Term
@@ -66,6 +67,7 @@ class StreamedSession:
         arena, device = weights.arena, weights.device
         assert isinstance(device, OffloadDevice) and isinstance(arena.sweeper, PendingSweeper)
         self._card, self._sweeper = device.card, arena.sweeper
+        self._inputs = Inputs(manifest.inputs)
         self._outputs = [port.name for port in manifest.outputs]
         arrays = weights.arrays()
         sessions: dict[bytes, Any] = {}
@@ -105,9 +107,10 @@ class StreamedSession:
         """Runs one forward pass and returns the graph's outputs by name.
 
         Raises:
+            InputError: the batch does not give what the graph takes.
             EdgezoError: ONNX Runtime failed.
         """
-        feeds = batch.feeds()
+        feeds = self._inputs.of(batch)
         sweeper = self._sweeper
         sweeper.check()
         for one in self._foreseen:

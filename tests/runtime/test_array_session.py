@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,39 @@ def test_failures_name_the_arrays(folder: Path) -> None:
     wrong = ArrayBatch({**given.inputs, "x": np.ones((3, 7), np.float32)}, given.targets, RowLoss())
     with pytest.raises(EdgezoError, match=r"x \[3, 7\]"):
         model.forward(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": None}, "x is of type NoneType: give a NumPy array"),
+        ({"x": [[1.0, 2.0, 3.0]] * 3}, "x is of type list"),
+        ({"x": np.ones((4, 3), np.float32)}, "[34] rows of .* and [34] of "),
+        ({"y": np.array(1, np.float32)}, r"y has shape \[\], whose axis 0 should count rows"),
+    ],
+)
+@pytest.mark.parametrize("tune", ["full", "second"])
+def test_inputs_that_the_graph_does_not_take(
+    folder: Path, tune: str, changed: Any, message: str
+) -> None:
+    model = load(folder, tune=tune, threads=1)
+    given = batch()
+    model.loss(given)
+    with pytest.raises(InputError, match=message):
+        model.loss(ArrayBatch({**given.inputs, **changed}, given.targets, RowLoss()))
+
+
+def test_no_input_is_left_from_the_batch_before(folder: Path) -> None:
+    model = load(folder, threads=1)
+    given = batch()
+    model.loss(given)
+    with pytest.raises(InputError, match="lacks x, which the model takes; it has y, targets"):
+        model.loss(ArrayBatch({"y": given.inputs["y"]}, given.targets, RowLoss()))
+
+
+def test_a_batch_has_rows(folder: Path) -> None:
+    with pytest.raises(InputError, match="the batch has no rows"):
+        load(folder, threads=1).loss(batch(rows=0))
 
 
 def test_a_session_knows_its_outputs(folder: Path) -> None:

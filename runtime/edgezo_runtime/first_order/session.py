@@ -16,6 +16,7 @@ from edgezo_runtime.first_order.graph import cotangent_of, gradient_of
 from edgezo_runtime.first_order.pieces import Pieces, Values, fed, fed_weights
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import Plan, plan
+from edgezo_runtime.inputs import Inputs
 
 _MOST_DRAWS = 1 << 16  # of a product
 
@@ -46,6 +47,7 @@ class GradientSession:
     ) -> None:
         self._graph = read_graph(bundle, device, GRADIENTS)
         self._folder, self._keep, self._device = bundle.folder, keep, device
+        self._inputs = Inputs(bundle.manifest.inputs)
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = fed_weights(bundle, weights, device)
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
@@ -75,13 +77,15 @@ class GradientSession:
             The mean loss of the batch, in nats.
 
         Raises:
-            InputError: a weight has no gradient in the graph, or it lacks a value that is given.
+            InputError: a weight has no gradient in the graph, or it lacks a value that is given; or
+                the batch does not give what the graph takes.
             EdgezoError: ONNX Runtime failed.
         """
         given = given or {}
         check_differentiable(batch)
+        inputs = self._inputs.of(batch)
         chosen = self._plan(tuple(names), tuple(given))
-        feeds = {name: fed(array) for name, array in {**batch.feeds(), **given}.items()}
+        feeds = {name: fed(array) for name, array in {**inputs, **given}.items()}
         known = {**self._weights, **feeds}
         values = Values(self._device, known, [*chosen.forward, *chosen.backward])
         for piece in chosen.forward:
@@ -93,7 +97,7 @@ class GradientSession:
         for name, cotangent in batch.objective.cotangents(outputs).items():
             values.give(cotangent_of(name), fed(cotangent))
         weights = {gradient_of(name): name for name in names}
-        count = min(max(array.size for array in batch.feeds().values()), _MOST_DRAWS)
+        count = min(max(array.size for array in inputs.values()), _MOST_DRAWS)
         products = {name: number for number, name in enumerate(self._graph.uniforms)}
         for piece in chosen.backward:
             for name in products.keys() & {name for name, _ in piece.inputs}:

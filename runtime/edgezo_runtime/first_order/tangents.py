@@ -19,6 +19,7 @@ from edgezo_runtime.first_order.graph import Piece, tangent_of
 from edgezo_runtime.first_order.pieces import Pieces, Values, fed, fed_weights
 from edgezo_runtime.first_order.required import check_differentiable, read_graph
 from edgezo_runtime.first_order.stages import tangent_plan
+from edgezo_runtime.inputs import Inputs
 from edgezo_runtime.noise import AnyDirection
 from edgezo_runtime.noise import Values as Elements
 
@@ -70,6 +71,7 @@ class TangentSession:
     ) -> None:
         self._graph = read_graph(bundle, device, TANGENTS)
         self._bundle, self._arena, self._device = bundle, arena, device
+        self._inputs = Inputs(bundle.manifest.inputs)
         self._outputs = [port.name for port in bundle.manifest.outputs]
         self._weights = fed_weights(bundle, weights, device)
         self._pieces = Pieces(bundle.folder, device)
@@ -93,14 +95,15 @@ class TangentSession:
             given: what is known of the batch already: values below all weights that have tangents.
 
         Raises:
-            InputError: the loss has no derivative, or the graph lacks a value that is given.
+            InputError: the loss has no derivative, or the graph lacks a value that is given; or the
+                batch does not give what the graph takes.
             EdgezoError: ONNX Runtime failed.
         """
         check_differentiable(batch)
         drawn = direction.draw(self._device.xp, self._arena.size)
         given = given or {}
         stages = self._stages(tuple(given))
-        feeds = {name: fed(array) for name, array in {**batch.feeds(), **given}.items()}
+        feeds = {name: fed(array) for name, array in {**self._inputs.of(batch), **given}.items()}
         known = {**self._weights, **feeds}
         values = Values(self._device, known, [piece for piece, _ in stages])
         for piece, tangents in stages:
