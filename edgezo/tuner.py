@@ -48,7 +48,8 @@ class Tuner:
     random direction :math:`z`.
 
     Args:
-        model: from `edgezo.load`; its weights change.
+        model: from `edgezo.load`; its weights change. One tuner at a time has it: one that was made
+            for it before takes no more steps.
         method: a name from `edgezo methods`; None: the recipe's for what the model tunes, with its
             `lr`, `eps` and `samples` (see `edgezo.recipe`); where its rate is to be found, give
             `probe`, or the method's default is taken.
@@ -236,7 +237,7 @@ class Tuner:
             exact: of Addax: the batch whose true gradients are mixed with the estimate on `batch`.
 
         Raises:
-            InputError: `lr` is out of range.
+            InputError: `lr` is out of range, or another tuner was made for the model since.
             EdgezoError: the forward pass failed, the disk is full, or the run diverged.
         """
         loss = BatchLoss(self.model, batch, exact)
@@ -273,7 +274,7 @@ class Tuner:
                 journal keeps all steps.
 
         Raises:
-            InputError: another run is there.
+            InputError: another run is there, or another tuner was made for the model since.
             EdgezoError: the folder cannot be written.
         """
         with self._turn:

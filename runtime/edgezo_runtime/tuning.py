@@ -122,13 +122,15 @@ class Tuning:
     """Weights that follow a journal, step by step.
 
     Args:
-        weights: at the journal's start; `catch_up` brings them to its end.
+        weights: at the journal's start; `catch_up` brings them to its end. From here on they are
+            this run's: one that had them before takes no more steps.
         journal: takes the records.
         run: folder with snapshots to rebuild from, if there is one.
     """
 
     def __init__(self, weights: Weights, journal: Recorder, run: Path | None = None) -> None:
         self.weights = weights
+        self._ours = weights.owner = object()
         self.journal = journal
         self._run = run
         self._pending: Taken | None = None  # the step whose record is still on its way
@@ -154,6 +156,7 @@ class Tuning:
         newest snapshot, or to the start.
 
         Raises:
+            InputError: the weights have been handed to another run since.
             EdgezoError: the projected gradient was not finite for several steps in a row.
         """
         with self.weights.turn:
@@ -220,7 +223,16 @@ class Tuning:
         self._whole = whole
 
     def mend(self) -> None:
-        """Rebuilds the weights if a step was broken off half way."""
+        """Rebuilds the weights if a step was broken off half way.
+
+        Raises:
+            InputError: they have been handed to another run since.
+        """
+        if self.weights.owner is not self._ours:
+            raise InputError(
+                "this model's weights follow another run by now: go on with the Tuner that was "
+                "made last, and load the bundle once for each"
+            )
         if not self._whole:
             self.catch_up()
 

@@ -42,6 +42,7 @@ class Weights:
         self.first: Mapping[str, np.ndarray] = {}  # what an adapter's tensors begin with
         self.start: Start | None = None
         self._checked = False  # the bundle's file, beneath an adapter
+        self.owner: object = None  # who moves them: a token that it knows
         self.at_base = False  # whether the weights are the bundle's own, unchanged
         #: Rebuilds the weights where a step was broken off half way; None where they are whole.
         self.mend: Callable[[], None] | None = None
@@ -51,7 +52,7 @@ class Weights:
 
         Whoever has bound the weights binds them again: a frozen matrix is another array then.
         """
-        self.start = start
+        self.start, self.owner = start, None
         for name in start.values:
             self._placed.pop(name, None)
             self._frozen.pop(name, None)
@@ -68,7 +69,7 @@ class Weights:
 
     def begin(self, first: Mapping[str, np.ndarray]) -> None:
         """Gives an adapter's tensors the values that they begin with, in every `load` to come."""
-        self.first = first
+        self.first, self.owner = first, None
         self._load_first()
 
     def load(self, path: Path | None = None, digest: str | None = None, prefix: str = "") -> None:
