@@ -203,3 +203,9 @@ def test_a_session_knows_its_outputs(folder: Path) -> None:
     (folder / "edgezo.json").write_text(text)
     with pytest.raises(InputError, match="lacks 'loses'"):
         load(folder)
+
+
+@pytest.mark.parametrize("threads", ["2", 0, 1.5])
+def test_a_device_has_threads(folder: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=r"threads is .*; use 1 or more"):
+        load(folder, threads=threads)

@@ -6,6 +6,7 @@ import abc
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from edgezo_runtime.devices.part import Part
 from edgezo_runtime.dtypes import Dtype
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.late import LateNumber, LateRecord, Scalar
 from edgezo_runtime.sweep import Placed, Sweeper
 
@@ -32,6 +34,9 @@ class Device(abc.ABC):
         span: elements of a direction that are drawn at once.
         streams: whether the weights lie elsewhere and pass through it in stages.
         threads: of the host, for sessions and sweeps that run there.
+
+    Raises:
+        InputError: there is no thread.
     """
 
     name: ClassVar[str]
@@ -41,6 +46,8 @@ class Device(abc.ABC):
     streams: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
+        if not isinstance(threads, Integral) or threads < 1:
+            raise InputError(f"threads is {threads!r}; use 1 or more")
         self.threads = threads
 
     @property

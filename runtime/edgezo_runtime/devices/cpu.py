@@ -14,7 +14,7 @@ import numpy as np
 from edgezo_runtime import dtypes, safetensors_file, wire
 from edgezo_runtime.devices.base import Binder, Device
 from edgezo_runtime.devices.cpu_sweep import CpuSweeper
-from edgezo_runtime.errors import EdgezoError, InputError
+from edgezo_runtime.errors import EdgezoError
 from edgezo_runtime.noise import BLOCK_SIZE
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.sweep import Placed
@@ -25,20 +25,11 @@ _SPLIT = 1 << 16  # bytes left over of a free part that are worth to be one of t
 
 
 class CpuDevice(Device):
-    """The processor that Python runs on.
-
-    Raises:
-        InputError: there is no thread.
-    """
+    """The processor that Python runs on."""
 
     name = "cpu"
     chunk = 1 << 16  # of weights, gradient and state: they stay in the cache
     span = BLOCK_SIZE  # one window of the pool
-
-    def __init__(self, threads: int) -> None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}; use 1 or more")
-        super().__init__(threads)
 
     @property
     def xp(self) -> ModuleType:
