@@ -29,7 +29,8 @@ from edgezo.settings import (
 )
 from edgezo.tasks.prompts import is_name
 from edgezo.training_data import OPTIONAL_NOTES, TrainingData, prepare
-from edgezo.tuner import Tuner, check_run
+from edgezo.tuner import Tuner
+from edgezo.tuner_checks import check_run
 from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError

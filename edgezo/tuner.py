@@ -16,6 +16,15 @@ from edgezo.recipe import recipe_for
 from edgezo.run_folder import RunFolder
 from edgezo.settings import METHOD_SETTINGS
 from edgezo.step import Step
+from edgezo.tuner_checks import (
+    check_batches,
+    check_notes,
+    check_options,
+    check_rate,
+    check_run,
+    check_step,
+    plain,
+)
 from edgezo_runtime import adapter_init, journal, snapshot
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
@@ -27,7 +36,6 @@ from edgezo_runtime.methods import make
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.probe import find_rate
 from edgezo_runtime.model import Model
-from edgezo_runtime.noise import Direction
 from edgezo_runtime.ort import onnxruntime
 from edgezo_runtime.schedule import learning_rate
 from edgezo_runtime.tuning import (
@@ -65,7 +73,8 @@ class Tuner:
         steps: the run's length.
         run: keep the journal in this folder from the first step on, so that a crash loses nothing;
             without it the journal stays in memory until `save`.
-        notes: more for the journal's header: task, data, batch order.
+        notes: more for the journal's header: task, data, batch order; plain values with names that
+            the header has not.
         settings: what the run's settings.yaml holds; the bundle alone if None.
 
     Raises:
@@ -81,6 +90,8 @@ class Tuner:
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023.
     """
+
+    _closed = False
 
     def __init__(
         self,
@@ -103,6 +114,11 @@ class Tuner:
         check_run(lr, schedule, steps, seed)
         if lr is not None and probe is not None:
             raise InputError("lr is given and probe too: give one of them")
+        if probe is not None:
+            if not probe:
+                raise InputError("probe has no batches: give at least one, or lr")
+            check_batches(probe)
+        check_options(options)
         if not model.weights.at_base:
             raise InputError(
                 "this model's weights are not its bundle's any more: load the bundle again, or "
@@ -121,6 +137,8 @@ class Tuner:
         made = make(method, model.arena, seed, {**given, **(options or {})})
         if made.graph:
             check_graph(model.bundle, model.device, made.graph)
+        engine = describe(model.weights, made)
+        kept = check_notes(notes or {}, engine)
         adapter = model.bundle.manifest.adapter
         begin_adapter(model.weights, seed)
         found = None
@@ -133,11 +151,10 @@ class Tuner:
                 model.weights.load()
         rate = found.lr if found else made.lr if lr is None else lr
         self._lr, self._schedule, self._steps = rate, schedule, steps
-        header = describe(model.weights, made) | {
+        header = engine | {
             "lr": {"lr": rate, "schedule": schedule, "steps": steps},
             "onnxruntime": onnxruntime().__version__,
             "threads": model.device.threads,
-            **(notes or {}),
         }
         if found:
             header["probe"] = dataclasses.asdict(found)
@@ -146,6 +163,7 @@ class Tuner:
             header |= {"adapter": dict(adapter), "adapter_init": first}
         if model.weights.start:
             header["start"] = model.weights.start.describe()
+        header = plain(header | kept)
         if run is None:
             self._tuning = Tuning(model.weights, MemoryJournal(header))
         else:
@@ -237,16 +255,19 @@ class Tuner:
             exact: of Addax: the batch whose true gradients are mixed with the estimate on `batch`.
 
         Raises:
-            InputError: `lr` is out of range, or another tuner was made for the model since.
+            InputError: `lr` is out of range, the batch does not suit the model, the tuner is
+                closed, or another one was made for the model since.
             EdgezoError: the forward pass failed, the disk is full, or the run diverged.
         """
+        check_batches((batch,) if exact is None else (batch, exact))
         loss = BatchLoss(self.model, batch, exact)
         with self._turn:
+            self._check_open()
             number = self.step_index + 1
             if lr is None:
                 rate = learning_rate(self._lr, self._schedule, number, self._steps)
             else:
-                _check_rate(lr)
+                check_rate(lr)
                 rate = np.float32(lr)
             taken = self._tuning.start(loss, rate)
             return Step(self._tuning, taken, rate, loss.forwards)
@@ -256,6 +277,7 @@ class Tuner:
         writer = self._tuning.journal
         if not isinstance(writer, JournalWriter):
             raise InputError("a snapshot needs a run folder: give the Tuner run=...")
+        self._check_open()
         with self._turn:
             self._tuning.keep()
             self._tuning.mend()
@@ -274,16 +296,21 @@ class Tuner:
                 journal keeps all steps.
 
         Raises:
-            InputError: another run is there, or another tuner was made for the model since.
+            InputError: another run is there, there is no such step, the tuner's journal is closed,
+                or another tuner was made for the model since.
             EdgezoError: the folder cannot be written.
         """
         with self._turn:
             return self._save(run, at_step)
 
     def _save(self, run: Path | str | None, at_step: int | None) -> Path:
+        recorder = self._tuning.journal
+        if isinstance(recorder, JournalWriter):
+            self._check_open()
         self._tuning.keep()
         self._tuning.mend()
-        recorder = self._tuning.journal
+        if at_step is not None:
+            check_step(at_step, self.step_index)
         if isinstance(recorder, JournalWriter):
             if run is not None and Path(run).resolve() != recorder.path.parent.resolve():
                 raise InputError(f"this run is kept in {recorder.path.parent}: save it there")
@@ -304,25 +331,22 @@ class Tuner:
         return folder.path
 
     def close(self) -> None:
-        """Closes the journal; the tuner takes no more steps."""
+        """Closes the journal; the tuner takes no more steps.
+
+        What it keeps in memory can still be saved; a run folder is gone on with by `resume`.
+        """
+        self._closed = True
         if isinstance(self._tuning.journal, JournalWriter):
             try:
                 self._tuning.keep()
             finally:
                 self._tuning.journal.close()
 
-
-def check_run(lr: float | None, schedule: str, steps: int | None, seed: int) -> None:
-    """Raises InputError if a setting that every method has is out of range; None: not given."""
-    if lr is not None:
-        _check_rate(lr)
-    learning_rate(0.0, schedule, 1, steps)
-    Direction(seed, 1)  # refuses a seed out of range
-
-
-def _check_rate(lr: float) -> None:
-    if not np.isfinite(lr) or lr < 0:
-        raise InputError(f"lr is {lr}; use a number of 0 or above, such as 1e-5")
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                "this tuner is closed: go on with its run by Tuner.resume, or make another Tuner"
+            )
 
 
 def _own_settings(model: Model) -> dict[str, Any]:
