@@ -13,6 +13,7 @@ from edgezo_runtime.bundle import Manifest, Parameter, open_bundle
 from edgezo_runtime.select import ADAPTERS, FULL, SCALES, UPPER, blocks, select
 
 _ARRAYS = "arrays"
+_ARRAY_SCALES = "arrays by scales"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Recipe:
     """A method, its settings and a number of steps; None: the method's default.
 
     A method's rate is meant for a language model. Networks of arrays differ in their losses and
-    sizes, so that theirs is found on the first batches; eps bounds it, and is larger for them.
+    sizes, so that theirs is found on the first batches; eps bounds it, and is larger for them, but
+    for scales, which are small numbers in any network.
     """
 
     method: str = "mezo"
@@ -32,7 +34,8 @@ class Recipe:
     objective: str = AUTO
 
 
-#: By what is tuned: a word of `--tune`, the arrays that a model takes, or weights in float16.
+#: By what is tuned: a word of `--tune`, weights of a model that takes arrays, with scales among
+#: them or not, or weights in float16.
 #: Patterns count as blocks.
 #: A prefix and a prompt begin at the base: PEFT has no place for fitted rows beside them.
 _RECIPES: Mapping[str, Recipe] = {
@@ -46,6 +49,7 @@ _RECIPES: Mapping[str, Recipe] = {
     "norm": Recipe(start=AUTO),
     "bitfit": Recipe(start=AUTO),
     _ARRAYS: Recipe(eps=1e-2, lr=AUTO),
+    _ARRAY_SCALES: Recipe("es", samples=16, eps=3e-4, lr=AUTO, steps=300),
     dtypes.FLOAT16.name: Recipe(
         eps=1e-3, lr=1e-5, start=AUTO
     ),  # few methods keep its small updates
@@ -63,13 +67,14 @@ def recipe_for(manifest: Manifest, tune: str) -> Recipe:
     Raises:
         InputError: `tune` names nothing that the bundle has.
     """
+    chosen = select(manifest.parameters, tune)
+    scales = any(p.kind == "scale" for p in chosen)
     if manifest.context_length is None:
-        return _RECIPES[_ARRAYS]
+        return _RECIPES[_ARRAY_SCALES if scales else _ARRAYS]
     if tune not in ADAPTERS:
-        chosen = select(manifest.parameters, tune)
         if _half(chosen):
             return _RECIPES[dtypes.FLOAT16.name]
-        if any(p.kind == "scale" for p in chosen):
+        if scales:
             return _RECIPES[SCALES]
     return _RECIPES.get(tune, _RECIPES[UPPER])
 

@@ -108,6 +108,38 @@ def test_the_recipe_learns(bundle: Path, tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").read_settings()["lr"] > 1e-4
 
 
+def test_the_recipe_learns_by_scales(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    net (float[N, 64] x) => (float[N, 3] scores)
+    {
+        w = DequantizeLinear<axis=1>(integers, w_scale, zero)
+        hidden = MatMul(x, w)
+        scores = MatMul(hidden, head)
+    }
+    """
+    rng = np.random.default_rng(0)
+    weights = {
+        "integers": rng.integers(-127, 128, (64, 40), np.int8),
+        "w_scale": np.full(40, 0.002, np.float32),
+        "zero": np.zeros(40, np.int8),
+        "head": rng.normal(size=(40, 3)).astype(np.float32),
+    }
+    onnx_to_bundle(save(with_weights(text, weights), tmp_path / "m.onnx"), tmp_path / "b.edgezo")
+    x = rng.normal(size=(90, 64)).astype(np.float32)
+    turned = weights["integers"] * rng.uniform(0, 0.004, 40) @ weights["head"]
+    np.savez(tmp_path / "d.npz", x=x, label=(x @ turned).argmax(axis=1))
+    data, out = str(tmp_path / "d.npz"), str(tmp_path / "run")
+    found = train(
+        Settings(str(tmp_path / "b.edgezo"), data, out, eval_data=data, tune="scales", threads=1)
+    )
+    model, rows = edgezo.load(tmp_path / "b.edgezo", threads=1), read_arrays(data)
+    task = task_of(model, rows, Prompt())
+    before = edgezo.evaluate(model, task, task.encode_rows(rows))
+    assert found.metrics is not None
+    assert found.metrics.loss < 0.1 * before.loss
+
+
 def test_batches_and_tuner(bundle: Path) -> None:
     model = edgezo.load(bundle, tune="head*", threads=1)
     tuner = edgezo.Tuner(model, lr=1e-2)

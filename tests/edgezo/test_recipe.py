@@ -39,11 +39,19 @@ HEAD = {"kind": "head", "labels": ["a", "b"], "position": 0}
         (manifest(*NAMES, "layers.2.w_scale"), "scales", "es"),
         (manifest(*NAMES, "layers.2.w_scale", adapter={"kind": "lora"}), "lora", "fzoo"),
         (manifest(*NAMES, context_length=None), "full", "mezo"),
+        (manifest(*NAMES, "layers.2.w_scale", context_length=None), "full", "es"),
     ],
 )
 def test_it_suits_the_model(found: Manifest, tune: str, method: str) -> None:
     assert tuned_by_default(found) == tune
     assert recipe_for(found, tune).method == method
+
+
+def test_scales_of_arrays_are_moved_less_than_their_weights() -> None:
+    found = manifest(*NAMES, "layers.2.w_scale", context_length=None)
+    told = recipe_for(found, "scales")
+    assert (told.method, told.samples, told.eps, told.lr) == ("es", 16, 3e-4, "auto")
+    assert recipe_for(found, "layers.0.*").eps == 1e-2  # none among them
 
 
 @pytest.mark.parametrize("tune", ["upper", "norm*", "full"])
