@@ -84,4 +84,4 @@ def lock(file: IO[bytes], path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> str:
     """Returns the sentence for a failed write to `path`."""
     reason = error.strerror or str(error)
-    return f"cannot write {path}: {reason}; free space or choose another folder with --out"
+    return f"cannot write {path}: {reason}; free space there or use another folder"

@@ -18,6 +18,7 @@ SCALES = "scales"
 ADAPTERS = ("lora", "prefix", "prompt")
 #: Last parts of the names that checkpoints give to what turns hidden states into answers.
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "cls")
+_LISTED = "`edgezo info BUNDLE --parameters` lists them"
 _BLOCK = re.compile(r"((?:.*?\.)?)(\d+)\.")
 
 
@@ -88,8 +89,9 @@ def _matching(parameters: Sequence[Parameter], pattern: str) -> list[Parameter]:
     matched = [p for p in parameters if fnmatch.fnmatchcase(p.name, pattern)]
     if not matched:
         names = f"names look like {parameters[-1].name!r}" if parameters else "the model has none"
+        words = ", ".join((FULL, *WORDS, *ADAPTERS))
         raise InputError(
-            f"--tune {pattern!r} matches no parameter; {names} (`edgezo info` lists them)"
+            f"--tune {pattern!r} matches no parameter and is none of {words}; {names} ({_LISTED})"
         )
     return matched
 
@@ -118,7 +120,7 @@ def _norm(parameters: Sequence[Parameter]) -> list[Parameter]:
     layers = {_layer(p) for p in parameters if p.kind == "norm"}
     matched = [p for p in parameters if p.kind in ("norm", "bias") and _layer(p) in layers]
     if not matched:
-        raise InputError("--tune norm finds no parameter of kind norm (`edgezo info` lists them)")
+        raise InputError(f"--tune norm finds no parameter of kind norm ({_LISTED})")
     return matched
 
 
@@ -137,8 +139,9 @@ def _scales(parameters: Sequence[Parameter]) -> list[Parameter]:
     matched = [p for p in parameters if p.kind == "scale"]
     if not matched:
         raise InputError(
-            "--tune scales needs quantised weights, and this model has none: make a bundle that "
-            "has with `edgezo export BUNDLE --quantize int4 --out NEW`"
+            "--tune scales finds no scales that can be tuned: make a bundle that has them with "
+            "`edgezo export BUNDLE --quantize int4 --out NEW`, or, of a file that is quantised "
+            "already, see with `edgezo info FILE.onnx --parameters` why they stay as they are"
         )
     return matched
 
@@ -151,7 +154,7 @@ def _upper(parameters: Sequence[Parameter], word: str, below: Fraction) -> list[
     if not matched:
         raise InputError(
             f"--tune {word} finds no blocks, which have numbers in their parameters' names "
-            "(`edgezo info` lists them): give patterns of names"
+            f"({_LISTED}): give patterns of names"
         )
     return matched
 

@@ -95,6 +95,7 @@ def test_a_disk_full_at_the_journal(
         assert done.returncode == 1, done.stderr
         (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert "journal.ezj" in said and "No space left" in said
+        assert "free space there or use another folder" in said and "--out" not in said
         found = journal.read(out / "journal.ezj")
         assert (len(found.records), found.torn) == (records, 0)
     succeed("resume", out)

@@ -67,6 +67,8 @@ def test_upper_is_a_share_of_each_stack(word: str, first: int) -> None:
         (TIED[:2], "bitfit", "has none: try --tune norm"),
         (TIED[:1], "upper-quarter", "--tune upper-quarter finds no blocks"),
         (TIED, "nonesuch", "'nonesuch' matches no parameter"),
+        (TIED, "uper", r"none of full, .*upper, .*lora.*`edgezo info BUNDLE --parameters`"),
+        (TIED, "scales", r"export BUNDLE --quantize int4.*edgezo info FILE.onnx --parameters"),
     ],
 )
 def test_words_that_match_nothing(
