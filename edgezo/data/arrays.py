@@ -82,17 +82,36 @@ def read_arrays(path: Path | str) -> ArrayRows:
     if path.suffix != ".npz":
         return _read_lines(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+        with path.open("rb") as file:
+            archive = zipfile.is_zipfile(file)
+        if not archive:
+            raise InputError(
+                f"data file {path} is not an .npz file, or not all of one: write it with "
+                "numpy.savez, or call a file of JSON Lines .jsonl"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            columns = {name: _plain(arrays, name, path) for name in arrays.files}
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"data file {path} does not exist; give an .npz or JSONL file") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        raise InputError(
-            f"data file {path} is not an .npz file of plain arrays: {error}"
-        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"data file {path} cannot be read: {reason}") from error
     except Exception as error:  # zlib.error and what else a damaged archive raises
         raise InputError(f"data file {path} is damaged: {error}") from error
     return ArrayRows(columns, (), path, sha256(path))
+
+
+def _plain(arrays: Any, name: str, path: Path) -> np.ndarray:
+    """Returns an array of an archive."""
+    try:
+        return arrays[name]
+    except ValueError as error:  # objects, or a damaged header
+        raise InputError(
+            f"data file {path}: {quoted(name)} is no plain array of numbers or text; write such "
+            "arrays with numpy.savez"
+        ) from error
 
 
 def arrays_from(columns: Mapping[str, ArrayLike]) -> ArrayRows:
@@ -170,6 +189,15 @@ def _row(value: object, port: Port, name: str, place: str) -> np.ndarray:
 def _checked(array: np.ndarray, port: Port, name: str, place: str) -> np.ndarray:
     """Returns `array` in the port's dtype, if no value changes by that but in its last digits."""
     dtype = np.dtype(port.dtype)
+    large = f"{place}: {quoted(name)} holds NaN, infinity or a number too large"
+    beyond = f"{place}: {quoted(name)} holds numbers beyond {port.dtype}"
+    if array.dtype == object and all(type(value) in (int, float) for value in array.flat):
+        if dtype.kind in "iu":
+            raise InputError(beyond)
+        try:
+            array = array.astype(np.float64)  # integers of more than 64 bits
+        except OverflowError as error:
+            raise InputError(large) from error
     takes = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[dtype.kind]
     if array.dtype.kind not in takes and array.size:
         raise InputError(
@@ -178,9 +206,9 @@ def _checked(array: np.ndarray, port: Port, name: str, place: str) -> np.ndarray
     with np.errstate(over="ignore"):
         found = array.astype(dtype)
     if dtype.kind == "f" and not np.isfinite(found).all():
-        raise InputError(f"{place}: {quoted(name)} holds NaN, infinity or a number too large")
+        raise InputError(large)
     if dtype.kind in "iu" and not np.array_equal(found, array):
-        raise InputError(f"{place}: {quoted(name)} holds numbers beyond {port.dtype}")
+        raise InputError(beyond)
     return found
 
 

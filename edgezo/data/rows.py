@@ -73,10 +73,14 @@ def read_rows(path: Path | str, derive: Derive | None = None) -> Rows:
         derive: makes the rows of the file's, before they are checked.
 
     Raises:
-        InputError: the file is missing, empty or not UTF-8, a line is not a JSON object, or a row
+        InputError: the file is missing, empty, of arrays or not UTF-8, a line is not a JSON object, or a row
             lacks a column of the first row's layout or has the wrong thing in it.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        raise InputError(
+            f"data file {path} holds arrays, but text is read here: give rows as JSONL"
+        )
     items, lines, digest = read_items(path)
     return _checked(items, lines, path, digest, derive)
 

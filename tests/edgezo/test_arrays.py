@@ -12,13 +12,14 @@ import pytest
 from foreign_files import classifier, save, with_weights
 
 import edgezo
-from edgezo.data.arrays import arrays_from, read_arrays
+from edgezo.data.arrays import ArrayRows, arrays_from, read_arrays, stacked
 from edgezo.run_folder import RunFolder
 from edgezo.settings import Settings
 from edgezo.tasks import Arrays, Prompt, read_data, task_of
 from edgezo.train import train
 from edgezo_export.onnx_file import onnx_to_bundle
 from edgezo_runtime.batch import ArrayBatch
+from edgezo_runtime.bundle import Port
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.methods import FORWARD_ONLY
 
@@ -205,6 +206,8 @@ def test_bad_arrays(model: edgezo.Model, case: str) -> None:
         ({"image": [[1, 2], [3]]}, r"line 2: \"image\" is ragged"),
         ({"image": [[1.0]]}, r"line 2: \"image\" has shape \[1, 1\]"),
         ({"image": "pixels"}, "line 2.*no number"),
+        ({"image": [10**400]}, "line 2.*a number too large"),
+        ({"image": [[{}]]}, "line 2.*no number"),
         ({"label": "cow"}, 'line 2 has label "cow"'),
         ({"extra": 1}, 'line 1 has "extra"'),
     ],
@@ -229,6 +232,27 @@ def test_damaged_archives(model: edgezo.Model, tmp_path: Path) -> None:
             read_arrays(tmp_path / "cut.npz")
     with pytest.raises(InputError, match="does not exist"):
         read_arrays(tmp_path / "none.npz")
+    with pytest.raises(InputError, match="cannot be read"):
+        (tmp_path / "folder.npz").mkdir()
+        read_arrays(tmp_path / "folder.npz")
+
+
+def test_what_is_called_an_archive_and_is_none(model: edgezo.Model, tmp_path: Path) -> None:
+    lines(tmp_path / "text.npz", columns(2))
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("text", "one"):
+        with pytest.raises(InputError, match=r"is not an \.npz file, .*numpy\.savez"):
+            read_arrays(tmp_path / f"{name}.npz")
+
+
+def test_large_integers_are_numbers() -> None:
+    port = Port("x", "float32", ("rows", 2))
+    rows = ArrayRows({"x": [[10**20, 0.5]]}, ("line 1",), None, "", lists=True)
+    np.testing.assert_array_equal(stacked(rows, port, "x"), np.float32([[1e20, 0.5]]))
+    whole = Port("x", "int64", ("rows", 2))
+    with pytest.raises(InputError, match="holds numbers beyond int64"):
+        stacked(ArrayRows({"x": [[10**20, 1]]}, ("line 1",), None, "", lists=True), whole, "x")
 
 
 def test_text_settings_are_refused(model: edgezo.Model) -> None:

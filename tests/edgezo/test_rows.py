@@ -166,3 +166,9 @@ def test_rows_in_memory_are_checked_alike() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             rows_from(bad)
+
+
+def test_arrays_are_no_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones(3))
+    with pytest.raises(InputError, match=r"d\.npz holds arrays, but text is read here: .*JSONL"):
+        read_rows(tmp_path / "d.npz")
