@@ -124,9 +124,9 @@ def _given(values: Settings | Recipe) -> dict[str, Any]:
 
 def told(settings: RunSettings) -> str:
     """Returns what the recipe chose, in a line."""
-    chosen = [(name, getattr(settings, name)) for name in _TOLD]
+    chosen = {name: getattr(settings, name) for name in _TOLD} | (settings.options or {})
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in chosen
+        for name, value in chosen.items()
         if value is not None
     )

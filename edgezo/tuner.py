@@ -115,6 +115,7 @@ class Tuner:
         if lr is not None and probe is not None:
             raise InputError("lr is given and probe too: give one of them")
         if probe is not None:
+            probe = list(probe)
             if not probe:
                 raise InputError("probe has no batches: give at least one, or lr")
             check_batches(probe)

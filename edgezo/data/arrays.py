@@ -109,8 +109,8 @@ def _plain(arrays: Any, name: str, path: Path) -> np.ndarray:
         return arrays[name]
     except ValueError as error:  # objects, or a damaged header
         raise InputError(
-            f"data file {path}: {quoted(name)} is no plain array of numbers or text; write such "
-            "arrays with numpy.savez"
+            f"data file {path}: {quoted(name)} is damaged or of objects; give plain arrays of "
+            "numbers or text"
         ) from error
 
 

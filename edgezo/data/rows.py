@@ -73,8 +73,8 @@ def read_rows(path: Path | str, derive: Derive | None = None) -> Rows:
         derive: makes the rows of the file's, before they are checked.
 
     Raises:
-        InputError: the file is missing, empty, of arrays or not UTF-8, a line is not a JSON object, or a row
-            lacks a column of the first row's layout or has the wrong thing in it.
+        InputError: the file is missing, empty, of arrays or not UTF-8, a line is not a JSON object,
+            or a row lacks a column of the first row's layout or has the wrong thing in it.
     """
     path = Path(path)
     if path.suffix == ".npz":

@@ -249,7 +249,7 @@ def test_what_is_called_an_archive_and_is_none(model: edgezo.Model, tmp_path: Pa
 def test_large_integers_are_numbers() -> None:
     port = Port("x", "float32", ("rows", 2))
     rows = ArrayRows({"x": [[10**20, 0.5]]}, ("line 1",), None, "", lists=True)
-    np.testing.assert_array_equal(stacked(rows, port, "x"), np.float32([[1e20, 0.5]]))
+    np.testing.assert_array_equal(stacked(rows, port, "x"), np.array([[1e20, 0.5]], np.float32))
     whole = Port("x", "int64", ("rows", 2))
     with pytest.raises(InputError, match="holds numbers beyond int64"):
         stacked(ArrayRows({"x": [[10**20, 1]]}, ("line 1",), None, "", lists=True), whole, "x")

@@ -10,7 +10,7 @@ import yaml
 from edgezo_runs import called
 
 import edgezo
-from edgezo.recipe import complete, recipe_for, tuned_by_default
+from edgezo.recipe import complete, recipe_for, told, tuned_by_default
 from edgezo.settings import RunSettings, Settings
 from edgezo_runtime.bundle import Manifest, Parameter, Port
 from edgezo_runtime.methods import FORWARD_ONLY
@@ -92,14 +92,19 @@ def test_what_is_named_wins(
     assert isinstance(found, RunSettings) and complete(found) is found
 
 
+def test_what_is_told_is_what_is_taken(tiny_bundle: Path) -> None:
+    given = Settings(str(tiny_bundle), "rows.jsonl", "out", options={"samples": "2"})
+    assert told(complete(given)).startswith("method fzoo, samples 2, eps 0.0016")
+
+
 def test_a_run_keeps_what_the_recipe_chose(tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     rows = ("--data", data / "train.jsonl", "--threads", 1, "--batch-size", 2)
     asked = ("train", tiny_bundle, *rows, "--steps", 2, "--out")
     done = called(*asked, tmp_path / "a")
     assert done.status == 0, done.err
-    (told,) = [line for line in done.err.splitlines() if "recipe" in line]
+    (line,) = [line for line in done.err.splitlines() if "recipe" in line]
     chosen = "method fzoo, samples 16, eps 0.0016, lr 0.005, tune upper, steps 2, start auto"
-    assert told.endswith(chosen)
+    assert line.endswith(chosen)
     settings = yaml.safe_load((tmp_path / "a" / "settings.yaml").read_text())
     assert settings.items() >= (UPPER | {"lr": 5e-3, "eps": 1.6e-3, "steps": 2}).items()
     # The same, named.
