@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from edgezo_runs import labelled, succeed, train_words, words, write_rows
 from helpers_text import write_tokenizer
 from shared_folders import shared
+
+import edgezo
+from edgezo_runtime.batch import BaseBatch
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +89,15 @@ def reference(tiny_bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("reference") / "run"
     succeed(*train_words(tiny_bundle, data, out))
     return out
+
+
+@pytest.fixture
+def model(tiny_bundle: Path) -> edgezo.Model:
+    """The tiny model, loaded."""
+    return edgezo.load(tiny_bundle, threads=1)
+
+
+@pytest.fixture
+def batches(model: edgezo.Model, data: Path) -> Iterator[BaseBatch]:
+    """Batches of the training rows, without end."""
+    return edgezo.batches(data / "train.jsonl", model, batch_size=4, epochs=None)

@@ -26,16 +26,6 @@ from edgezo_runtime import journal, safetensors_file
 from edgezo_runtime.batch import BaseBatch, Batch, CandidateLoss
 
 
-@pytest.fixture
-def model(tiny_bundle: Path) -> edgezo.Model:
-    return edgezo.load(tiny_bundle, threads=1)
-
-
-@pytest.fixture
-def batches(model: edgezo.Model, data: Path) -> Iterator[BaseBatch]:
-    return edgezo.batches(data / "train.jsonl", model, batch_size=4, epochs=None)
-
-
 def task_of(model: edgezo.Model, path: Path) -> tuple[Task, Any]:
     rows = read_rows(path)
     task = make_task(None, rows, model.tokenizer, model.context_length)

@@ -17,16 +17,6 @@ from edgezo_runtime import journal
 from edgezo_runtime.batch import BaseBatch
 
 
-@pytest.fixture
-def model(tiny_bundle: Path) -> edgezo.Model:
-    return edgezo.load(tiny_bundle, threads=1)
-
-
-@pytest.fixture
-def batches(model: edgezo.Model, data: Path) -> Iterator[BaseBatch]:
-    return edgezo.batches(data / "train.jsonl", model, batch_size=4, epochs=None)
-
-
 def test_a_model_follows_the_tuner_that_was_made_last(
     model: edgezo.Model, batches: Iterator[BaseBatch], tmp_path: Path
 ) -> None:
