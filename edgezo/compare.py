@@ -84,6 +84,11 @@ class Run:
         return {"test_examples": self.tested.eval_examples} if self.tested else {}
 
     @property
+    def key(self) -> tuple[str, str, int, str]:
+        """Tells its row from those of other runs."""
+        return self.task, self.method, self.settings.seed, self.settings_id
+
+    @property
     def settings_id(self) -> str:
         """Names the settings but for seed and places."""
         text = json.dumps(self.compared, sort_keys=True)
@@ -195,16 +200,15 @@ def compare(
             bundle that changed since the first run.
         EdgezoError: a run failed, or the disk is full.
     """
-    _check_adapters(runs, add)
-    check_unchanged(out, (settings for run in runs for settings in (run.settings, run.judged)))
     done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
     ratios = {(row["task"], row["settings_id"]): row["memory_ratio"] for row in done.values()}
+    _check_adapters([run for run in runs if run.key not in done], add)
+    check_unchanged(out, (settings for run in runs for settings in (run.settings, run.judged)))
     code = commit()
     machine = describe_machine()
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
     for run in runs:
-        key = (run.task, run.method, run.settings.seed, run.settings_id)
-        if key not in done:
+        if run.key not in done:
             result = None
             if run.baseline:
                 measured = run.baseline.measure(run.judged)
@@ -224,10 +228,10 @@ def compare(
                 ratios[settings] = memory(run)
             device = run.settings.device
             row |= {"memory_ratio": ratios[settings], "commit": code}
-            done[key] = keep(out, row | {"device": cpu if device == "cpu" else device})
+            done[run.key] = keep(out, row | {"device": cpu if device == "cpu" else device})
             if result and not keep_weights:
                 result.run.weights.unlink()
-        yield done[key]
+        yield done[run.key]
 
 
 def _check_adapters(runs: Sequence[Run], add: AddAdapter | None) -> None:

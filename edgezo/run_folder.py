@@ -18,7 +18,7 @@ from edgezo.finite_json import finite_json
 from edgezo_runtime import journal, peft, snapshot
 from edgezo_runtime.bundle import MANIFEST, SIDE_FILES, WEIGHTS
 from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import cannot_write, lock, write_text
+from edgezo_runtime.files import cannot_write, lock, make_folder, write_text
 from edgezo_runtime.weights import Weights
 
 SETTINGS = "settings.yaml"
@@ -51,10 +51,7 @@ class RunFolder:
         """Makes the folder, unless a run or a model is there; raises EdgezoError if it cannot."""
         run = cls(path)
         run.check_new()
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EdgezoError(cannot_write(run.path, error)) from error
+        make_folder(run.path)
         return run
 
     def check_new(self) -> None:

@@ -204,14 +204,13 @@ def resume(
     """
     callback = callback or Callback()
     run = RunFolder.open(path)
-    if "data" not in run.read_settings():
+    kept = run.read_settings()
+    if "data" not in kept:
         raise InputError(
             f"{path} is a run of a program, which alone knows its data: continue it there, with "
             f"Tuner.resume(model, {str(path)!r})"
         )
-    settings = RunSettings.from_dict(
-        run.read_settings() | {"out": str(run.path)}, str(run.path / "settings.yaml")
-    )
+    settings = RunSettings.from_dict(kept | {"out": str(run.path)}, str(run.path / "settings.yaml"))
     header = journal.read(run.journal).header
     _check_settings(settings, header, run)
     bundle = open_adapted(settings.bundle, header.get("adapter"), add)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edgezo.settings import RunSettings
 from edgezo_runtime.bundle import open_bundle
-from edgezo_runtime.errors import EdgezoError, InputError
-from edgezo_runtime.files import cannot_write, sha256, write_text
+from edgezo_runtime.errors import InputError
+from edgezo_runtime.files import make_folder, sha256, write_text
 
 INPUTS = "inputs.json"
 
@@ -23,13 +23,13 @@ def check_unchanged(out: Path, runs: Iterable[RunSettings]) -> None:
     """
     path = out / INPUTS
     noted: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    found: dict[str, str] = {}
-    for run in runs:
-        for data in filter(None, (run.data, run.eval_data)):
-            name = str(Path(data).resolve())
-            found[name] = found.get(name) or sha256(Path(data))
-        bundle = open_bundle(run.bundle)
-        found[str(bundle.folder.resolve())] = bundle.digest
+    data: set[str] = set()
+    bundles: set[str] = set()
+    for run in runs:  # many are of the same
+        data |= {each for each in (run.data, run.eval_data) if each}
+        bundles.add(run.bundle)
+    found = {str(Path(each).resolve()): sha256(Path(each)) for each in data}
+    found |= {str(Path(each).resolve()): open_bundle(each).digest for each in bundles}
     for name, digest in found.items():
         if noted.get(name, digest) != digest:
             raise InputError(
@@ -37,8 +37,5 @@ def check_unchanged(out: Path, runs: Iterable[RunSettings]) -> None:
                 "restore it, or choose another --out"
             )
     if found.keys() - noted.keys():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EdgezoError(cannot_write(out, error)) from error
-        write_text(path, json.dumps(noted | found, indent=1) + "\n")
+        make_folder(out)
+        write_text(path, json.dumps(noted | found, indent=1, sort_keys=True) + "\n")

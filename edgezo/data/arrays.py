@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgezo.data.rows import listed, place_of, quoted, read_items
+from edgezo_runtime.batch import ANSWERS
 from edgezo_runtime.bundle import Port
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import sha256
 
 #: The dimension of a port that counts rows.
 ROWS = "rows"
-ANSWERS = ("label", "target")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ from edgezo_export.scales import rounds_whole_batches
 from edgezo_export.trainable import FoundWeight, find_weights
 from edgezo_export.weight_inputs import graph_bytes, lift_weights
 from edgezo_runtime import dtypes
+from edgezo_runtime.batch import ANSWERS
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import atomic_writer
-
-_ANSWERS = ("label", "target")  # columns of data that no input can have
 
 
 class ArrayGraph:
@@ -68,7 +67,7 @@ class ArrayGraph:
         for value in [v for v in self.model.graph.inputs if not v.uses()]:
             self.model.graph.inputs.remove(value)
         for value in self.model.graph.inputs:
-            if value.name in _ANSWERS:
+            if value.name in ANSWERS:
                 raise InputError(
                     f"{source} has an input {value.name!r}, as data calls the right answers: "
                     "give it another name"

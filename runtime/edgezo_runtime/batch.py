@@ -14,6 +14,8 @@ from edgezo_runtime.errors import InputError
 
 #: What a graph returns, by name; docs/bundle.md says what text and array graphs have.
 Outputs = Mapping[str, np.ndarray]
+#: What data of arrays calls the right answers, so that no input of a model can be called it.
+ANSWERS = ("label", "target")
 
 
 @dataclass(frozen=True)

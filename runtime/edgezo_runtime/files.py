@@ -54,6 +54,14 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def make_folder(path: Path) -> None:
+    """Makes the folder `path`, if it is not there yet; raises EdgezoError if it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgezoError(cannot_write(path, error)) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` durable, where the platform can (Windows cannot and need not)."""
     if os.name == "nt":
