@@ -15,6 +15,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,11 +38,13 @@ from edgezo_runtime.noise import Direction
 from edgezo_runtime.tuning import MemoryJournal, Tuning, describe
 
 SWEPT_BYTES = 1 << 31
+TERMS = [[Term(Direction(0, 1, i), np.float32(EPS)) for i in range(count)] for count in (1, 2)]
 SHAPES = ((16, 64), (1, 32))
 OPT_SHAPES = ((16, 128), (8, 512))
 LARGE_SHAPES = ((1, 128), (4, 512))  # of what has no room for PyTorch beside it
 STEPS = 4  # timed at once: each is queued while the card is busy with the one before
 PASSES = 2 * STEPS  # likewise: the longer a card works, the slower it is
+SWEEPS = 8  # and copies; a single one would be timed with its launch by the host
 
 
 @click.command()
@@ -86,13 +89,13 @@ def sweeps(card: Device, rounds: int) -> list[dict[str, Any]]:
         whole = buffer.view(np.uint8)
         half = whole.size // 2
         # Half of the memory is read and the other half written; a sweep reads and writes all.
-        copy = _card_time(card, lambda w=whole, h=half: cupy.copyto(w[h:], w[:h]), rounds)
-        for terms in (1, 2):
-            steps = [Term(Direction(0, 1, i), np.float32(EPS)) for i in range(terms)]
-            sweep = _card_time(card, lambda a=arena, t=steps: a.add(*t), rounds)
-            shape_text = f"{dtype}, 2 GiB, {terms} term" + "s" * (terms > 1)
+        runs = [partial(cupy.copyto, whole[half:], whole[:half])]
+        runs += [partial(arena.add, *terms) for terms in TERMS]
+        copy, *swept = _card_times(card, runs, rounds)
+        for terms, sweep in zip(TERMS, swept, strict=True):
+            shape_text = f"{dtype}, 2 GiB, {len(terms)} term" + "s" * (len(terms) > 1)
             rows.append(row("sweep_bandwidth_ratio", shape_text, 2 * copy / sweep, "", None))
-        del arena, buffer, whole
+        del arena, buffer, whole, runs
     return rows
 
 
@@ -286,20 +289,23 @@ class Peer:
         move(EPS - 0.0 * slope)
 
 
-def _card_time(card: Device, run: Callable[[], object], rounds: int) -> float:
-    """Returns the median milliseconds that `run` keeps the card busy."""
+def _card_times(card: Device, runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Returns the median milliseconds that each of `runs`, interleaved, keeps the card busy."""
     cupy = card.xp
     stream = card.stream  # type: ignore[attr-defined]
-    times = []
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds + 2):
-        began, ended = cupy.cuda.Event(), cupy.cuda.Event()
-        with stream:
-            began.record(stream)
-            run()
-            ended.record(stream)
-        ended.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(began, ended))
-    return median(times[2:])
+        for run, kept in zip(runs, times, strict=True):
+            began, ended = cupy.cuda.Event(), cupy.cuda.Event()
+            with stream:
+                run()  # while the card does it, the others are queued
+                began.record(stream)
+                for _ in range(SWEEPS):
+                    run()
+                ended.record(stream)
+            ended.synchronize()
+            kept.append(cupy.cuda.get_elapsed_time(began, ended) / SWEEPS)
+    return [median(each[2:]) for each in times]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -52,45 +52,48 @@ class Waited:
 def main(model: str, rounds: int, as_json: bool, keep: bool) -> None:
     """Measure every method on the card."""
     found = described(opened("cuda"))
-    loaded = load(bundle_for(model), device="cuda")
+    bundle = bundle_for(model)
+    ours, theirs = (load(bundle, device="cuda") for _ in range(2))  # a run has a model of its own
     rows: list[dict[str, Any]] = []
     for name in FORWARD_ONLY:
-        if make(name, loaded.arena, 0, {}).graph:
+        if make(name, ours.arena, 0, {}).graph:
             continue  # needs another bundle
         for shape in SHAPES:
-            batch = random_batch(loaded.bundle, *shape)
-            ours, theirs = timed(loaded, batch, name, rounds)
-            one = row("step_ms", f"{name}, {shape[0]} x {shape[1]}, float32", ours, "ms", theirs)
+            batch = random_batch(ours.bundle, *shape)
+            times = timed([(ours, BatchLoss), (theirs, Waited)], batch, name, rounds)
+            shape_text = f"{name}, {shape[0]} x {shape[1]}, float32"
+            one = row("step_ms", shape_text, times[0], "ms", times[1])
             rows.append(one | found)
             tell(one)
-        loaded.device.xp.get_default_memory_pool().free_all_blocks()
+        ours.device.xp.get_default_memory_pool().free_all_blocks()
     if keep:
         record_rows("methods", rows)
     if as_json:
         click.echo(json.dumps(rows))
 
 
-def timed(model: Model, batch: Any, name: str, rounds: int) -> tuple[float, float]:
-    """Returns median milliseconds of a step that does not wait, and of one that does."""
-    stream: Any = model.device.queue
+def timed(
+    models: Sequence[tuple[Model, Callable[[Model, Any], Any]]], batch: Any, name: str, rounds: int
+) -> list[float]:
+    """Returns the median milliseconds of a step of each model, with the loss it is given."""
     runs = []
-    for kind in (BatchLoss, Waited):
+    for model, loss in models:
         method = make(name, model.arena, 0, {})
         tuning = Tuning(model.weights, MemoryJournal(describe(model.weights, method)))
-        runs.append((tuning, kind))
-    times: list[list[float]] = [[], []]
+        runs.append((tuning, model, loss))
+    times: list[list[float]] = [[] for _ in runs]
     for number in range(WARM + rounds):
-        for (tuning, kind), kept in zip(runs, times, strict=True):
+        for (tuning, model, loss), kept in zip(runs, times, strict=True):
+            stream: Any = model.device.queue
             model.weights.settle()
             stream.synchronize()
             began = time.perf_counter()
             for _ in range(STEPS):
-                tuning.start(kind(model, batch), np.float32(0))
+                tuning.start(loss(model, batch), np.float32(0))
             stream.synchronize()
             if number >= WARM:
                 kept.append(1e3 * (time.perf_counter() - began) / STEPS)
-    ours, theirs = map(median, times)
-    return ours, theirs
+    return [median(each) for each in times]
 
 
 if __name__ == "__main__":
