@@ -141,7 +141,7 @@ def _bias(attention: _Attention) -> ir.Value | None:
 def _write(editor: Editor, tables: Tables, attention: _Attention, mask: ir.Value | None) -> None:
     query, key, value = attention.query, attention.key, attention.value
     before = attention.output
-    tokens, bias = _with_bias(editor, before, query, key, value)
+    tokens, bias = _tokens(query, key, value)
     inputs = [
         _prepared(editor, tables, before, heads, some)
         for heads, some in zip((query, key, value), tokens, strict=True)
@@ -166,12 +166,14 @@ def _write(editor: Editor, tables: Tables, attention: _Attention, mask: ir.Value
         before.replace_input_with(0, made)
 
 
-def _with_bias(
-    editor: Editor, before: ir.Node, *all_heads: Heads
-) -> tuple[list[ir.Value], ir.Value | None]:
-    """Returns the tokens, and the biases of all in one if they are to be added by the attention."""
-    tokens = [heads.tokens for heads in all_heads]
-    if any(heads.rotation is not None or heads.repeats > 1 for heads in all_heads):
+def _tokens(query: Heads, key: Heads, value: Heads) -> tuple[list[ir.Value], ir.Value | None]:
+    """Returns the tokens, and the biases of all in one if the attention is to add them.
+
+    A bias of keys that are not turned is left out: it adds the same to all scores of a query, which
+    a softmax does not see.
+    """
+    tokens = [heads.tokens for heads in (query, key, value)]
+    if any(heads.rotation is not None or heads.repeats > 1 for heads in (query, key, value)):
         return tokens, None
     split = tokens[0].producer()
     if split is not None and split.op_type == "Split" and tokens == list(split.outputs):
@@ -181,15 +183,10 @@ def _with_bias(
             split.replace_input_with(0, operand(add, 0))
             return tokens, add.inputs[1]
         return tokens, None
-    adds = [made_by(value, "Add") for value in tokens]
-    found = [add for add in adds if add is not None and is_vector(add.inputs[1])]
-    if len(found) < len(tokens):
-        return tokens, None
-    biases = [operand(add, 1) for add in found]
-    bias = editor.put(before, "Concat", *biases, axis=0)
-    total = sum(int(str(sizes(value)[0])) for value in biases)
-    describe(bias, f"{before.outputs[0].name}_bias", biases[0], ir.Shape([total]))
-    return [operand(add, 0) for add in found], bias
+    add = made_by(tokens[1], "Add")
+    if add is not None and is_vector(add.inputs[1]):
+        tokens[1] = operand(add, 0)
+    return tokens, None
 
 
 def _prepared(
