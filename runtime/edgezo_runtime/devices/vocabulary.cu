@@ -9,28 +9,35 @@
 typedef Storage<DTYPE> Stored;
 typedef Stored::Word Word;
 
-__device__ __forceinline__ float nothing() { return __uint_as_float(0xFF800000u); }  // -infinity
-
 struct Sum {
     float highest, of;  // the sum of exp(x - highest)
 };
 
+// Lowest of the finite numbers: from -infinity it is -infinity, the power of which is 0.
+__device__ __forceinline__ float lowest() { return __uint_as_float(0xFF7FFFFFu); }
+
+// exp(x), of an x that is not above 0: expf would take most of the kernel's time.
+__device__ __forceinline__ float power(float x) {
+    float found;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(mul(x, 1.44269504f)));
+    return found;
+}
+
 __device__ __forceinline__ void take(Sum& sum, const float* x, int count) {
     float highest = sum.highest;
-    for (int i = 0; i < count; ++i) highest = x[i] > highest ? x[i] : highest;
-    if (highest > sum.highest) {
-        sum.of *= expf(sum.highest - highest);
-        sum.highest = highest;
-    }
-    for (int i = 0; i < count; ++i) sum.of += x[i] == nothing() ? 0.0f : expf(x[i] - highest);
+    for (int i = 0; i < count; ++i) highest = fmaxf(highest, x[i]);
+    sum.of *= power(sum.highest - highest);
+    sum.highest = highest;
+    for (int i = 0; i < count; ++i) sum.of += power(x[i] - highest);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     vocabulary(const Word* scores, const long long* targets, float* out, u64 columns) {
     constexpr int LANES = 16 / sizeof(Word);
     const Word* row = scores + (u64)blockIdx.x * columns;
-    Sum mine = {nothing(), 0.0f};
+    Sum mine = {lowest(), 0.0f};
     const u64 whole = columns * sizeof(Word) % 16 == 0 ? columns / LANES : 0;
+#pragma unroll 2
     for (u64 vector = threadIdx.x; vector < whole; vector += THREADS) {
         union { uint4 wide; Word words[LANES]; } held;
         held.wide = __ldg(reinterpret_cast<const uint4*>(row) + vector);
@@ -55,9 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         __syncthreads();
     }
     const double most = highest[0];
-    // A thread that saw nothing but -inf, or nothing, has added nothing, and perhaps NaN.
-    const bool none = mine.highest == nothing();
-    sums[threadIdx.x] = none ? mine.of : mine.of * exp((double)mine.highest - most);
+    sums[threadIdx.x] = mine.of * exp((double)mine.highest - most);
     __syncthreads();
     for (u32 half = THREADS / 2; half; half /= 2) {
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
