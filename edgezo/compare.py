@@ -79,6 +79,12 @@ class Run:
         return self.tested or self.settings
 
     @property
+    def reads(self) -> list[tuple[str, RunSettings]]:
+        """What its files are for, and the settings that name them."""
+        tested = [(f"{self.task} test", self.tested)] if self.tested else []
+        return [(self.task, self.settings), *tested]
+
+    @property
     def test(self) -> dict[str, Any]:
         """What tells a run with test rows from one without."""
         return {"test_examples": self.tested.eval_examples} if self.tested else {}
@@ -203,7 +209,7 @@ def compare(
     done = {(row["task"], row["method"], row["seed"], row["settings_id"]): row for row in read(out)}
     ratios = {(row["task"], row["settings_id"]): row["memory_ratio"] for row in done.values()}
     _check_adapters([run for run in runs if run.key not in done], add)
-    check_unchanged(out, (settings for run in runs for settings in (run.settings, run.judged)))
+    check_unchanged(out, (read for run in runs for read in run.reads))
     code = commit()
     machine = describe_machine()
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
@@ -222,7 +228,9 @@ def compare(
                     return
                 row = _row(run, result, out)
                 if run.tested:
-                    row |= _test(result.run, run.tested, add).to_json()
+                    # Of the rows that it was trained on, not of those that it is judged by.
+                    counted = {"examples": row["examples"]}
+                    row |= _test(result.run, run.tested, add).to_json() | counted
             settings = (run.task, run.settings_id)
             if ratios.get(settings) is None:
                 ratios[settings] = memory(run)

@@ -62,7 +62,7 @@ def replay(
             "cannot be replayed from its journal: its weights are in the run's model.safetensors"
         )
     steps = len(journal.records) if at_step is None else at_step
-    if steps > len(journal.records):
+    if not 0 <= steps <= len(journal.records):
         raise InputError(
             f"{path} ends after step {len(journal.records)}, so step {steps} cannot be rebuilt"
         )

@@ -124,13 +124,16 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of the metrics file that are whole, with NaN for their nulls."""
         path = self.path / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        metrics = []
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        metrics: list[dict[str, Any]] = []
         for line in lines:
             try:
-                metrics.append(json.loads(line, object_pairs_hook=_from_json))
+                found = json.loads(line, object_pairs_hook=_from_json)
             except ValueError:
                 break  # torn by a crash
+            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+                break  # not written by a run
+            metrics.append(found)
         return metrics
 
     def save_model(self, weights: Weights) -> str:

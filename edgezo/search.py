@@ -87,7 +87,7 @@ def search(
             f"{settings.steps} steps are too few to halve {len(choices)} choices; give "
             f"{1 << rounds} or more"
         )
-    check_unchanged(Path(settings.out), [settings])
+    check_unchanged(Path(settings.out), [("", settings)])
     alive, ended = choices, []
     for number in range(rounds + 1):
         steps = settings.steps if number == rounds else unit << number
@@ -123,7 +123,8 @@ def _advance(
     run = RunFolder(folder)
     if is_run(run.path):
         check_same(own)
-        if metrics := _known(run, steps):
+        saved = steps < settings.steps or run.weights.is_file()
+        if saved and (metrics := _known(run, steps)):
             return Trial(chosen, steps, metrics)
     try:
         if not _diverged(run):

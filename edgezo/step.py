@@ -23,7 +23,8 @@ class Step:
         self._tuning = tuning
         self._taken = taken
         self.number = tuning.steps
-        self.lr = float(lr)
+        # A method may take another one, as one whose rate holds for a cycle of steps does.
+        self.lr = float(lr if taken.late else taken.wait().record.lr)
         self.forwards = forwards
 
     @property

@@ -216,11 +216,12 @@ def resume(
     bundle = open_adapted(settings.bundle, header.get("adapter"), add)
     model = load(bundle, tune=settings.tune, device=settings.device, threads=settings.threads)
     data = prepare(model, settings)
+    files = " and ".join(file for file in (settings.data, settings.prompt) if file)
     for name in (*data.notes, *OPTIONAL_NOTES):
         if header.get(name) != data.notes.get(name):
             raise InputError(
                 f"{name} is not what it was when {run.path} began, so the run cannot go on as it "
-                f"would have: restore {settings.data}, or start a new run"
+                f"would have: restore {files}, or start a new run"
             )
     order = batch_order(data, settings)
     tuner = Tuner.resume(model, run.path, lambda n: callback.on_replay(n, settings.steps))

@@ -244,7 +244,9 @@ class Tuner:
     ) -> Step:
         """Takes one step on `batch` and returns what it found.
 
-        A step that raises leaves no trace. Between steps the run may be stopped, the model
+        A step that raises leaves no trace; with true gradients, where one is broken off when
+        weights are changed already, the run goes back to its newest snapshot or its start, and says
+        so in an error. Between steps the run may be stopped, the model
         evaluated, saved, or used for generation: it always holds the unperturbed weights. Other
         threads may do so at any time: they take turns with the step. On a card
         the record of a step is kept when the next one is taken, or as soon as it is asked for; a
@@ -283,8 +285,11 @@ class Tuner:
             self._tuning.keep()
             self._tuning.mend()
             writer.sync()
-            state = self._tuning.method.state
-            snapshot.write(writer.path.parent, self.step_index, self.model.weights, state)
+            self._write_snapshot(writer.path.parent)
+
+    def _write_snapshot(self, run: Path) -> None:
+        records, method = self._tuning.journal.records, self._tuning.method
+        snapshot.write(run, records, self.model.weights, method.state)
 
     def save(self, run: Path | str | None = None, at_step: int | None = None) -> Path:
         """Writes the journal and the tuned weights into a RUN folder and returns its path.
@@ -294,7 +299,8 @@ class Tuner:
         Args:
             run: the folder; by default the one that the tuner was given.
             at_step: write the weights, and leave the model, as they were after this step; the
-                journal keeps all steps.
+                journal keeps all steps. Not with true gradients, with which a snapshot is written
+                besides.
 
         Raises:
             InputError: another run is there, there is no such step, the tuner's journal is closed,
@@ -312,6 +318,7 @@ class Tuner:
         self._tuning.mend()
         if at_step is not None:
             check_step(at_step, self.step_index)
+            self._tuning.check_rewind()
         if isinstance(recorder, JournalWriter):
             if run is not None and Path(run).resolve() != recorder.path.parent.resolve():
                 raise InputError(f"this run is kept in {recorder.path.parent}: save it there")
@@ -329,6 +336,8 @@ class Tuner:
         if at_step is not None:
             self._tuning.rewind(at_step)
         folder.save_model(self.model.weights)
+        if not self.replays:
+            self._write_snapshot(folder.path)
         return folder.path
 
     def close(self) -> None:

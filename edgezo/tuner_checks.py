@@ -30,8 +30,8 @@ def check_run(lr: float | None, schedule: str, steps: int | None, seed: int) -> 
 
 
 def check_rate(lr: float) -> None:
-    """Raises InputError unless `lr` is a finite number of 0 or above."""
-    if not isinstance(lr, Real) or not np.isfinite(lr) or lr < 0:
+    """Raises InputError unless `lr` is a finite float32 of 0 or above."""
+    if not isinstance(lr, Real) or not 0 <= lr <= float(np.finfo(np.float32).max):
         raise InputError(f"lr is {lr!r}; use a number of 0 or above, such as 1e-5")
 
 

@@ -7,35 +7,46 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgezo.settings import RunSettings
+from edgezo.tasks.prompts import is_name
 from edgezo_runtime.bundle import open_bundle
 from edgezo_runtime.errors import InputError
 from edgezo_runtime.files import make_folder, sha256, write_text
 
 INPUTS = "inputs.json"
+_FILES = ("data", "eval_data", "prompt")
 
 
-def check_unchanged(out: Path, runs: Iterable[RunSettings]) -> None:
-    """Notes in ``out/inputs.json`` what the data and the bundles of `runs` hold, if it is not yet.
+def check_unchanged(out: Path, runs: Iterable[tuple[str, RunSettings]]) -> None:
+    """Notes in ``out/inputs.json`` what files the runs read, by what they are for.
+
+    Args:
+        out: where results are kept.
+        runs: each with the name of what it is a run of; those of one name read the same files.
 
     Raises:
-        InputError: one of them held something else when it was noted.
+        InputError: one of the files, wherever it lies, is another than the one that was noted.
         EdgezoError: the folder cannot be written.
     """
     path = out / INPUTS
-    noted: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    data: set[str] = set()
-    bundles: set[str] = set()
-    for run in runs:  # many are of the same
-        data |= {each for each in (run.data, run.eval_data) if each}
-        bundles.add(run.bundle)
-    found = {str(Path(each).resolve()): sha256(Path(each)) for each in data}
-    found |= {str(Path(each).resolve()): open_bundle(each).digest for each in bundles}
-    for name, digest in found.items():
-        if noted.get(name, digest) != digest:
+    noted: dict[str, str | None] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    asked: dict[str, str | None] = {}  # many read the same
+    for name, run in runs:
+        asked["bundle"] = run.bundle
+        asked |= {f"{name} {field}".strip(): getattr(run, field) for field in _FILES}
+    found = {role: _digest(role, file) for role, file in asked.items()}
+    for role, digest in found.items():
+        if noted.get(role, digest) != digest:
             raise InputError(
-                f"{name} is not what it was when {out} began, whose results would be of both: "
-                "restore it, or choose another --out"
+                f"{role}: {asked[role]} is not what it was when {out} began, whose results would "
+                "be of both: restore it, or choose another --out"
             )
     if found.keys() - noted.keys():
         make_folder(out)
         write_text(path, json.dumps(noted | found, indent=1, sort_keys=True) + "\n")
+
+
+def _digest(role: str, file: str | None) -> str | None:
+    """Returns what tells a file's content from another's; of a catalogued prompt its name."""
+    if file is None or (role.endswith("prompt") and is_name(file)):
+        return file
+    return open_bundle(file).digest if role == "bundle" else sha256(Path(file))

@@ -101,5 +101,5 @@ def _train_command(flags: Mapping[str, Any], config: Path | None, chosen: Mappin
         if value is True:
             words.append(flag)
         elif value is not False:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [flag, str(value)]
     return shlex.join(words)

@@ -5,17 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
-import numpy as np
-
 from edgezo.data.rows import Rows, label_value, quoted
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.noise import Purpose, random_words
-
-
-def shuffled(count: int, seed: int) -> np.ndarray:
-    """Returns the numbers below `count` in an order that depends on `seed` alone, int64."""
-    high, low, *_ = random_words(seed, Purpose.SUBSET, 0, count)
-    return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
+from edgezo_runtime.noise import Purpose, shuffled
 
 
 def subset(rows: Rows, seed: int, examples: int | None = None, shots: int | None = None) -> Rows:
@@ -37,7 +29,7 @@ def subset(rows: Rows, seed: int, examples: int | None = None, shots: int | None
         raise InputError("examples and shots were both given; give one of them")
     groups: dict[str, list[int]] = defaultdict(list)
     labelled = rows.kind == "classify"
-    for index in shuffled(len(rows), seed).tolist():
+    for index in shuffled(seed, Purpose.SUBSET, len(rows)).tolist():
         groups[label_value(rows[index], rows.place(index)) if labelled else ""].append(index)
     if shots is not None:
         if not labelled:
@@ -75,7 +67,7 @@ def held_back(rows: Rows, seed: int, count: int) -> tuple[Rows, Rows]:
     """
     if count > len(rows):
         raise _too_few(rows, count)
-    order = shuffled(len(rows), seed).tolist()
+    order = shuffled(seed, Purpose.SUBSET, len(rows)).tolist()
     return _take(rows, sorted(order[:count])), _take(rows, sorted(order[count:]))
 
 
@@ -86,7 +78,7 @@ def demonstrations(rows: Rows, seed: int, count: int) -> Rows:
         InputError: there are too few rows.
     """
     drawn = subset(rows, seed, examples=count)
-    return _take(drawn, shuffled(count, seed).tolist())
+    return _take(drawn, shuffled(seed, Purpose.SUBSET, count).tolist())
 
 
 def _too_few(rows: Rows, asked: int) -> InputError:

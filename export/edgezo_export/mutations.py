@@ -6,7 +6,7 @@ weight costs a layer: all weights of a deep model cost some forward passes, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,15 @@ def _run(session: ort.InferenceSession, stage: Stage, values: Arrays) -> dict[st
     return {name: array for (name, _), array in zip(stage.piece.outputs, found, strict=True)}
 
 
-def _perturbed(array: np.ndarray) -> np.ndarray:
+def moved(weights: Arrays, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Returns those of `weights`, changed by about 0.1: what they matter to shows it."""
+    return {name: _perturbed(weights[name], 0.1) for name in names}
+
+
+def _perturbed(array: np.ndarray, scale: float = 1.0) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(1))
     # Not a shift by one constant, which a softmax or a layer norm may cancel.
-    changed = generator.standard_normal(array.shape, np.float32).astype(array.dtype, copy=False)
+    noise = np.float32(scale) * generator.standard_normal(array.shape, np.float32)
+    changed = noise.astype(array.dtype, copy=False)
     changed += array
     return changed

@@ -335,7 +335,14 @@ def _choice_slope(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _choice_tally(scores: np.ndarray, labels: np.ndarray) -> Tally:
-    """Softmax cross-entropy of `scores` (rows, choices) against `labels` (rows,)."""
+    """Softmax cross-entropy of `scores` (rows, choices) against `labels` (rows,).
+
+    Raises:
+        InputError: a label is none of the choices.
+    """
+    rows, choices = scores.shape
+    if len(labels) != rows or not np.all((labels >= 0) & (labels < choices)):
+        raise InputError(f"labels must be {rows} numbers from 0 to {choices - 1}, one for each row")
     scores = scores.astype(np.float64)
     highest = scores.max(axis=1, keepdims=True)
     total = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -84,6 +85,14 @@ def encode_record(record: Record, step: int, header_crc: int) -> bytes:
     count = len(record.scalars)
     payload = struct.pack(f"<{count + 1}fI", *record.scalars, record.lr, record.flags)
     return payload + struct.pack("<I", _record_crc(payload, step, header_crc))
+
+
+def checksum(records: Sequence[Record]) -> str:
+    """Returns the SHA-256 of steps, from the first one on."""
+    digest = hashlib.sha256()
+    for step, record in enumerate(records, start=1):
+        digest.update(encode_record(record, step, 0))
+    return digest.hexdigest()
 
 
 def read(path: Path) -> Journal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,25 @@ def pool_of_bits(density: float) -> np.ndarray:
     return bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredMask(Mask):
     """A mask held as one bit a weight.
 
     Attributes:
-        version: names what the bits are now; another version is another mask.
+        version: names what the bits are now. Another one is another mask, and so are other bits.
         bits: of the index space, packed, the first in the highest bit of the first byte.
     """
 
     version: int
-    bits: Any = field(compare=False)
+    bits: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoredMask):
+            return NotImplemented
+        return self.bits is other.bits and self.version == other.version
+
+    def __hash__(self) -> int:
+        return hash(self.version)
 
     def draw(self, xp: Any, size: int) -> Values:
         def values(start: int, stop: int) -> Any:

@@ -248,6 +248,12 @@ def stream(seed: int, purpose: Purpose, step: int, size: int) -> np.ndarray:
     return values
 
 
+def shuffled(seed: int, purpose: Purpose, count: int) -> np.ndarray:
+    """Returns the numbers below `count` in an order drawn for `purpose`, int64."""
+    high, low, *_ = random_words(seed, purpose, 0, count)
+    return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
+
+
 def random_words(
     seed: int, purpose: Purpose, step: int, count: int, sample: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -218,7 +218,7 @@ class Tuning:
             if isinstance(self.method, FirstOrder) and not self.method.changed:
                 self._whole = whole
             else:  # Not at once: a process that is about to end would wait for nothing.
-                self.weights.mend = self.catch_up
+                self.weights.mend = self._rebuild
             raise
         self._whole = whole
 
@@ -227,6 +227,7 @@ class Tuning:
 
         Raises:
             InputError: they have been handed to another run since.
+            EdgezoError: as `_rebuild`.
         """
         if self.weights.owner is not self._ours:
             raise InputError(
@@ -234,7 +235,22 @@ class Tuning:
                 "made last, and load the bundle once for each"
             )
         if not self._whole:
-            self.catch_up()
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Catches up after a step that was broken off.
+
+        Raises:
+            EdgezoError: steps with true gradients are lost by that; the run is whole all the same.
+        """
+        had = self.steps
+        self.catch_up()
+        if lost := had - self.steps:
+            raise EdgezoError(
+                f"a step of {self.method.name} was broken off when weights were changed already: "
+                f"they are again what they were after step {had - lost}, the newest snapshot or "
+                f"the start, and {lost} steps are lost"
+            )
 
     def catch_up(
         self,
@@ -257,7 +273,7 @@ class Tuning:
         if self._run is None:
             self.weights.load()
         else:
-            done = snapshot.load_newest(self._run, self.weights, len(records), self.method.state)
+            done = snapshot.load_newest(self._run, self.weights, records, self.method.state)
             if not done:
                 self._make_method()  # a damaged snapshot may have left its state
         if isinstance(self.method, FirstOrder):
@@ -273,16 +289,20 @@ class Tuning:
         self.weights.mend = None
         self._whole = True
 
-    def rewind(self, step: int) -> None:
-        """Rebuilds the weights as of `step`; before the next step they come back to the end.
-
-        Raises:
-            InputError: the run is one with true gradients, which keeps no way back.
-        """
+    def check_rewind(self) -> None:
+        """Raises InputError: the run is one with true gradients, which keeps no way back."""
         if isinstance(self.method, FirstOrder):
             raise InputError(
                 f"a run of {self.method.name} cannot go back to its best step: keep the last"
             )
+
+    def rewind(self, step: int) -> None:
+        """Rebuilds the weights as of `step`; before the next step they come back to the end.
+
+        Raises:
+            InputError: as `check_rewind`.
+        """
+        self.check_rewind()
         self.keep()
         self.catch_up(self.journal.records[:step])
         self._whole = False

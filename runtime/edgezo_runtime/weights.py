@@ -84,7 +84,7 @@ class Weights:
             InputError: the file does not match its checksum or the manifest, or holds NaN.
         """
         self.arena.forget()
-        self.at_base = base = path is None
+        self.at_base, base = False, path is None
         if base and self.bundle.manifest.adapter:
             self._load_first()
             if not self._checked:
@@ -97,6 +97,7 @@ class Weights:
         if base:
             self._put_start()
         self.frozen()
+        self.at_base = base
 
     def frozen(self) -> Mapping[str, np.ndarray]:
         """Returns the frozen weights by name, mapped from the bundle's file and read-only."""

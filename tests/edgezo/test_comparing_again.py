@@ -51,6 +51,41 @@ def test_a_bundle_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Pa
         list(compare(runs, tmp_path / "out", unseen))
 
 
+@pytest.mark.parametrize("other", ["bundle", "data", "prompt"])
+def test_another_file_in_the_place_of_one(
+    tiny_bundle: Path, rows: Path, tmp_path: Path, other: str
+) -> None:
+    """Kept rows would be shown as those of what was not run."""
+    out, prompt = tmp_path / "out", tmp_path / "mine.yaml"
+    prompt.write_text('template: "{text} is"\n', "utf-8")
+    done = list(compare(runs_of(tiny_bundle, rows, out, prompt=str(prompt)), out, unseen))
+    moved = Path(shutil.copy(rows, tmp_path / "moved.jsonl"))
+    again = runs_of(tiny_bundle, moved, out, prompt=str(prompt))
+    assert list(compare(again, out, unseen)) == done  # the same rows, wherever they lie
+    bundle = tiny_bundle
+    if other == "bundle":
+        bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "own.edgezo"))
+        text = (bundle / "edgezo.json").read_text("utf-8")
+        (bundle / "edgezo.json").write_text(text + "\n", "utf-8")
+    elif other == "data":
+        moved.write_text(moved.read_text("utf-8") * 2, "utf-8")
+    else:
+        prompt.write_text('template: "{text} was"\n', "utf-8")
+    with pytest.raises(InputError, match=rf"{other}: .* is not what it was when .* began"):
+        list(compare(runs_of(bundle, moved, out, prompt=str(prompt)), out, unseen))
+
+
+def test_a_row_counts_the_rows_that_it_was_trained_on(
+    tiny_bundle: Path, rows: Path, tmp_path: Path
+) -> None:
+    task = {"data": str(rows), "eval_data": str(rows), "test_data": str(rows), "examples": 6}
+    task |= {"test_examples": 4}
+    settings = {"steps": 2, "batch_size": 2, "threads": 1}
+    runs = plan(str(tiny_bundle), {"mine": task}, {"mezo": {}}, [0], settings, tmp_path / "out")
+    found = {row["method"]: row["examples"] for row in compare(runs, tmp_path / "out", unseen)}
+    assert found["mezo"] == 6
+
+
 def test_data_of_a_search_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
     words = ["search", tiny_bundle, "--data", rows, "--eval-data", rows, "--method", "mezo"]
     words += ["--lr", "1e-6", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out"]

@@ -63,7 +63,7 @@ def check_resume(bundle: Path, device: str, name: str, run: Path) -> None:
     """Checks that a run which goes on from a snapshot ends with the bytes of one that does not."""
     model, tuning = begin(bundle, device, name, run)
     take(model, tuning, _SNAPSHOT)
-    snapshot.write(run, _SNAPSHOT, model.weights, tuning.method.state)
+    snapshot.write(run, tuning.journal.records, model.weights, tuning.method.state)
     take(model, tuning, _STEPS)
     again, resumed = begin(bundle, device, name, run)
     for record in tuning.journal.records[:_SNAPSHOT]:

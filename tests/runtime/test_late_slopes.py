@@ -149,7 +149,9 @@ def test_whoever_asks_finds_the_last_step(bundle: Path, tmp_path: Path, name: st
         states.append(contents(expected.arena))
         assert contents(model.arena) == states[-1]  # there before its record is
         if number == 2:
-            snapshot.write(tmp_path / "run", number, model.weights, tuning.method.state)
+            tuning.keep()
+            records = tuning.journal.records
+            snapshot.write(tmp_path / "run", records, model.weights, tuning.method.state)
         if number == 4:
             for step in (4, 3):
                 tuning.rewind(step)

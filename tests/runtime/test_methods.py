@@ -31,6 +31,7 @@ from edgezo_runtime.bundle import LORA, Parameter, open_bundle
 from edgezo_runtime.devices import CpuDevice
 from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import ACCEPTED, NAME, REVERSED, SKIPPED, JournalWriter, Record, read
+from edgezo_runtime.masks import StoredMask
 from edgezo_runtime.methods import FORWARD_ONLY, Method
 from edgezo_runtime.methods.options import settings_of
 from edgezo_runtime.methods.probe import find_rate
@@ -285,7 +286,7 @@ def test_resume_from_a_snapshot_gives_the_same_bits(name: str, tmp_path: Path) -
     for number in range(1, 13):
         tuning.step(loss if number != 4 else NoNumber(), RATE)
         if number == 7:
-            snapshot.write(tmp_path / "run", number, weights, tuning.method.state)
+            snapshot.write(tmp_path / "run", tuning.journal.records, weights, tuning.method.state)
     journal = read(tmp_path / "run" / NAME)
     other = Weights(opened)
     resumed = Tuning(other, MemoryJournal(journal.header), tmp_path / "run")
@@ -299,6 +300,68 @@ def test_resume_from_a_snapshot_gives_the_same_bits(name: str, tmp_path: Path) -
     assert contents(other.arena) == contents(weights.arena)
 
 
+def test_a_snapshot_of_other_steps_is_passed_over(tmp_path: Path) -> None:
+    """The journal was put back from a copy, and other steps were taken since."""
+    weights = Weights(open_bundle(bundle_with(tmp_path / "b.edgezo")))
+    weights.load()
+    header = describe(weights, make("mezo", weights.arena, 1, {}))
+    tuning = Tuning(weights, MemoryJournal(header), tmp_path)
+    loss = Quadratic(weights.arena)
+    for number in range(1, 9):
+        tuning.step(loss, RATE)
+        if number in (3, 8):
+            snapshot.write(tmp_path, tuning.journal.records, weights)
+    tuning.journal.cut(5)
+    tuning.catch_up()
+    for _ in range(4):
+        tuning.step(loss, RATE * 2)
+    expected = contents(weights.arena)
+    replayed: list[int] = []
+    tuning.catch_up(progress=replayed.append)
+    assert replayed == [4, 5, 6, 7, 8, 9] and contents(weights.arena) == expected
+    snapshot.write(tmp_path, tuning.journal.records[:6], weights)
+    kept = sorted(path.stem for path in (tmp_path / "snapshots").glob("step-*.json"))
+    assert kept == ["step-00000003", "step-00000006"]
+
+
+def test_equal_losses_move_nothing_in_fzoo() -> None:
+    """Their mean may be rounded to another number, and a spread of 5e-17 would divide."""
+    method = make("fzoo", make_arena(SPECS), 0, {"samples": 16})
+    for loss in (0.3, 0.3125):
+        assert method.compared(0.25, [loss] * 16) == [0.0] * 16  # type: ignore[attr-defined]
+    assert np.isnan(method.compared(0.25, [np.nan] * 16)).all()  # type: ignore[attr-defined]
+
+
+def test_masks_of_two_methods_are_two() -> None:
+    masks = [StoredMask(1, np.zeros(8, np.uint8)) for _ in range(2)]
+    assert masks[0] == StoredMask(1, masks[0].bits) != StoredMask(2, masks[0].bits)
+    assert masks[0] != masks[1]
+
+
+@pytest.mark.parametrize("name", ["mezo-momentum", "mezo-adam"])
+def test_a_slope_that_was_clipped_stays_so_when_it_is_looked_back_on(name: str) -> None:
+    """Steps with a slope beyond all bounds are those with the bound itself."""
+    found = []
+    for steep in (1000.0, 1.0):
+        arena = make_arena(SPECS)
+        method = make(name, arena, 0, {"median_clip": 1.0})
+        for number in range(1, 16):
+            slope = np.float32(steep if number == 11 else 1.0)
+            method.replay(number, Record((slope,), RATE))
+        found.append(contents(arena))
+    assert found[0] == found[1]
+
+
+def test_where_most_slopes_are_0_none_is_clipped() -> None:
+    arena = make_arena(SPECS)
+    method = make("mezo", arena, 0, {"median_clip": 1.0})
+    for number in range(1, 12):
+        method.replay(number, Record((np.float32(0),), RATE))
+    before = contents(arena)
+    method.replay(12, Record((np.float32(1),), RATE))
+    assert contents(arena) != before
+
+
 def test_a_snapshot_with_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     opened = open_bundle(bundle_with(tmp_path / "b.edgezo"))
     weights = Weights(opened)
@@ -309,7 +372,7 @@ def test_a_snapshot_with_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     for number in range(1, 5):
         tuning.step(Quadratic(weights.arena), RATE)
         if number > 2:
-            snapshot.write(tmp_path, number, weights, tuning.method.state)
+            snapshot.write(tmp_path, tuning.journal.records, weights, tuning.method.state)
     expected = contents(weights.arena)
     for damage, steps in ((0, []), (1, [4]), (2, [1, 2, 3, 4])):
         for path in sorted((tmp_path / "snapshots").glob("state-*"), reverse=True)[:damage]:

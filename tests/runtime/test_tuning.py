@@ -64,7 +64,7 @@ def test_resume_continues_to_the_same_bytes(small_bundle: Path, tmp_path: Path) 
     for step in range(1, 9):
         first.step(loss, LR)
         if step in (3, 6):
-            snapshot.write(run, step, first.weights)
+            snapshot.write(run, first.journal.records, first.weights)
     del first  # killed: nothing is closed or saved
     path = run / NAME
     path.write_bytes(path.read_bytes()[:-5])  # in the middle of step 8's record
@@ -86,9 +86,9 @@ def test_a_damaged_snapshot_is_passed_over(small_bundle: Path, tmp_path: Path, d
     run = tmp_path / "run"
     tuning = tuning_of(small_bundle, run)
     loss = Quadratic(tuning.weights.arena)
-    for step in range(1, 7):
+    for _ in range(6):
         tuning.step(loss, LR)
-        snapshot.write(run, step, tuning.weights)
+        snapshot.write(run, tuning.journal.records, tuning.weights)
     expected = bytes_of(tuning)
     assert len(list((run / "snapshots").iterdir())) == 4  # the newest two
     newest = run / "snapshots" / "step-00000006.safetensors"

@@ -68,7 +68,9 @@ def _batch_norm(tape: Tape, node: ir.Node, cotangents: Sequence[ir.Value | None]
 
 def chosen_places(tape: Writer, node: ir.Node) -> ir.Value:
     """Returns where in its input, as one vector, each maximum of a MaxPool is: a vector, too."""
-    places = tape.ops("MaxPool", [first(node)], 2, **node.attributes)[1]
+    # The order in which places are counted changes no maximum, and is that of `Reshape` here.
+    attributes = {name: one for name, one in node.attributes.items() if name != "storage_order"}
+    places = tape.ops("MaxPool", [first(node)], 2, **attributes)[1]
     return tape.op("Reshape", places, tape.constant([-1]))
 
 

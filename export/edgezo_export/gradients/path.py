@@ -127,7 +127,7 @@ def _active(
         if value.dtype != ir.DataType.FLOAT:
             raise InputError(
                 f"{value.name} is {value.dtype}, and only float32 weights have gradients: tune "
-                "quantised weights with --method qzo, or others with mezo or es"
+                "quantised weights with --method qzo, and those in float16 with mezo"
             )
     reached = set(wanted)
     for node in nodes:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgezo_export.gradients.movement import known_rank
 from edgezo_export.gradients.tape import Tape, only
-from edgezo_export.gradients.writer import Writer, dims, first, no_gradient
+from edgezo_export.gradients.writer import Writer, dims, first, no_gradient, rank
 
 #: They reduce the axes behind rows and channels.
 POOLS = ("GlobalAveragePool", "GlobalMaxPool")
@@ -19,9 +19,9 @@ POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 def reduced_axes(node: ir.Node) -> list[int]:
     """Returns the axes that `node` reduces; all of them if it names none."""
     given = node.attributes.get_ints("axes", [])
-    rank = known_rank(node)
+    count = known_rank(node)
     if node.op_type in POOLS:
-        return list(range(2, rank))
+        return list(range(2, count))
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     if axes is not None:
         if axes.const_value is None:
@@ -29,7 +29,7 @@ def reduced_axes(node: ir.Node) -> list[int]:
         given = [int(axis) for axis in axes.const_value.numpy()]
     if not given and node.attributes.get_int("noop_with_empty_axes", 0):
         return []
-    return [axis % rank for axis in given] or list(range(rank))
+    return [axis % count for axis in given] or list(range(count))
 
 
 def with_reduced(tape: Writer, node: ir.Node, value: ir.Value, axes: Sequence[int]) -> ir.Value:
@@ -73,6 +73,8 @@ def _squared(value: ir.Value) -> ir.Value | None:
         return None
     power = made.inputs[1].const_value if made.inputs[1] is not None else None
     two = power is not None and power.size == 1 and float(power.numpy().reshape(())) == 2
+    if rank(first(made)) != rank(value):
+        return None  # the power adds axes
     return first(made) if two else None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgezo_export.lean.make import save_lean
-from edgezo_export.mutations import dead_weights
+from edgezo_export.mutations import dead_weights, moved
 from edgezo_export.verify import (
     HALF_RELATIVE_TOLERANCE,
     HALF_TOLERANCE,
@@ -56,17 +56,13 @@ def add_lean(folder: Path, graph: GraphRunner, vocabulary: int) -> bool:
 @contextlib.contextmanager
 def changed(graph: GraphRunner, names: Iterable[str]) -> Iterator[None]:
     """Changes weights of `graph` at random, by about 0.1."""
-    generator = np.random.Generator(np.random.Philox(2))
-    moved = {}  # the graph has only their addresses
-    for name in names:
-        array = graph.weights[name]
-        noise = 0.1 * generator.standard_normal(array.shape, np.float32)
-        moved[name] = (array + noise).astype(array.dtype)
-        graph.bind(name, moved[name])
+    own = moved(graph.weights, names)  # the graph has only their addresses
+    for name, array in own.items():
+        graph.bind(name, array)
     try:
         yield
     finally:
-        for name in moved:
+        for name in own:
             graph.bind(name, graph.weights[name])
 
 

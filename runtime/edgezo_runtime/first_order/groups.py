@@ -26,6 +26,11 @@ def layer_groups(parameters: Sequence[Parameter], size: int = 1) -> list[tuple[s
         match = _NUMBERED.match(parameter.name)
         return match[1] if match else ""
 
-    layers = [[p.name for p in group] for _, group in itertools.groupby(parameters, key)]
-    starts = range(0, len(layers), size)
-    return [tuple(itertools.chain(*layers[start : start + size])) for start in starts]
+    layers = [(k, [p.name for p in group]) for k, group in itertools.groupby(parameters, key)]
+    groups = []
+    for stack, run in itertools.groupby(layers, lambda layer: layer[0].rpartition(".")[0]):
+        names = [own for _, own in run]
+        step = size if stack else 1
+        starts = range(0, len(names), step)
+        groups += [tuple(itertools.chain(*names[start : start + step])) for start in starts]
+    return groups

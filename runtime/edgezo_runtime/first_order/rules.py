@@ -271,7 +271,7 @@ class AdaLomo(Rule):
         return rows, columns
 
     def _rms(self, array: Any) -> float:
-        return math.sqrt(square_sum(array, self._workers) / array.size)
+        return math.sqrt(square_sum(array, self._workers) / max(array.size, 1))
 
     def _follow(self, squares: Any, new: Any) -> None:
         squares *= np.float32(self._BETA)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgezo_runtime.bundle import Parameter
 from edgezo_runtime.devices import CpuDevice, Device
+from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.files import cannot_write
 from edgezo_runtime.safetensors_file import release
 
 
@@ -45,9 +49,7 @@ class State:
                 self._places[slot, parameter.name] = slice(start, start + size)
                 start += size
             if disk and start:
-                with tempfile.TemporaryFile(prefix="edgezo-") as file:
-                    file.truncate(4 * start)
-                    self.arrays[slot] = np.memmap(file, np.float32, "r+", shape=(start,))
+                self.arrays[slot] = _on_disk(start)
                 self._on_disk.add(slot)
             else:
                 self.arrays[slot] = self._device.zeros(start, np.dtype(np.float32))
@@ -84,3 +86,23 @@ def matrix_shape(parameter: Parameter) -> tuple[int, int] | None:
     if len(parameter.shape) < 2:
         return None
     return math.prod(parameter.shape[:-1]), parameter.shape[-1]
+
+
+def _on_disk(size: int) -> np.ndarray:
+    """Returns zeros in a file without a name, all of whose room is taken at once.
+
+    Raises:
+        EdgezoError: the disk has no room; met later, by a page, it would end the process.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="edgezo-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+            else:
+                file.truncate(4 * size)
+            return np.memmap(file, np.float32, "r+", shape=(size,))
+    except OSError as error:
+        raise EdgezoError(
+            f"the optimizer's state takes {4 * size / 1e6:,.1f} MB of the folder for temporary "
+            f"files: {cannot_write(Path(tempfile.gettempdir()), error)} (TMPDIR)"
+        ) from error

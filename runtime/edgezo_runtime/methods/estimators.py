@@ -6,12 +6,13 @@ import functools
 import math
 import operator
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgezo_runtime.arena import Term
+from edgezo_runtime.journal import Record
 from edgezo_runtime.late import Scalar
 from edgezo_runtime.methods.base import Method, Slope, along
 from edgezo_runtime.methods.options import Number, Whole
@@ -75,7 +76,7 @@ class TwoPoint(Method):
 
     @property
     def memory(self) -> int:
-        return max(super().memory, _REMEMBERED if self.median_clip else 0)
+        return super().memory + (_REMEMBERED if self.median_clip else 0)
 
     def measure(self, walk: Walk) -> list[Slope]:
         direction, reach = self.direction(walk.number), reach_of(self, walk.number)
@@ -84,20 +85,21 @@ class TwoPoint(Method):
         down = [-reach, -reach] if self.narrow else [-2 * reach]
         moves = [[along(direction, reach)], [along(direction, way) for way in down]]
         higher, lower = self.losses(walk, moves)
-        (slope,) = walk.known(_clipped((higher - lower) / (2 * reach), self.believed))
-        return [Slope(direction, _clipped(slope, self._usual()), reach)]
+        (slope,) = walk.known(clipped((higher - lower) / (2 * reach), self.believed))
+        return [Slope(direction, clipped(slope, self.usual(self.past)), reach)]
 
     @property
     def believed(self) -> float:
         """The largest slope that is believed."""
         return math.inf
 
-    def _usual(self) -> float:
-        """Returns the largest slope that the update takes."""
+    def usual(self, past: Sequence[tuple[int, Record]]) -> float:
+        """Returns the largest slope that the update of the step after `past` takes."""
         if not self.median_clip:
             return math.inf
-        seen = [abs(float(r.scalars[0])) for _, r in self.past[-_REMEMBERED:] if not r.skipped]
-        return self.median_clip * statistics.median_high(seen) if len(seen) >= _ENOUGH else math.inf
+        seen = [abs(float(r.scalars[0])) for _, r in past[-_REMEMBERED:] if not r.skipped]
+        most = self.median_clip * statistics.median_high(seen) if len(seen) >= _ENOUGH else 0
+        return most or math.inf  # where most slopes are 0, any other is no outlier
 
 
 class OneSided(Method):
@@ -204,6 +206,6 @@ def total(values: Iterable[Scalar]) -> Scalar:
     return functools.reduce(operator.add, values)
 
 
-def _clipped(slope: Any, most: float) -> Any:
+def clipped(slope: Any, most: float) -> Any:
     """Returns a slope, or what is nearest to it of what is believed."""
     return slope if math.isinf(most) else np.minimum(np.maximum(slope, -most), most)

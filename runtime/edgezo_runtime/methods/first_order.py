@@ -159,11 +159,11 @@ class FirstOrder:
         Raises:
             EdgezoError: a gradient is not finite, though the loss is.
         """
+        self.changed = False
         return self.descend(number, as_loss(loss), lr, 1.0)
 
     def descend(self, number: int, loss: Loss, lr: np.float32, scale: float) -> Estimate:
         """Takes the step with the gradients times `scale`."""
-        self.changed = False
         total = 0.0
 
         def take(name: str, gradient: Any) -> None:

@@ -2,6 +2,8 @@ r"""FZOO: a batch of one-sided samples whose spread sets the length of the step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgezo_runtime.late import Scalar
@@ -45,8 +47,10 @@ class Fzoo(Everywhere, OneSidedSamples, Sgd):
             mean = total(losses) / self.samples
             squares = total((loss - mean) * (loss - mean) for loss in losses)
             spread = np.sqrt(squares / (self.samples - 1))
-            unit = spread + np.equal(spread, 0)  # 1 where there is none
-            return [(loss - here) / unit for loss in losses]
+            # Not by the spread: the mean of equal losses may be rounded to another number.
+            apart: Any = total(abs(loss - losses[0]) for loss in losses)
+            same = np.equal(apart, 0)
+            return [(loss - here) / (spread + same) * (1 - same) for loss in losses]
 
     def rate(self, probe: Probe) -> float:
         return self.samples * probe.slope / probe.curvature

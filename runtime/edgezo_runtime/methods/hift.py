@@ -13,6 +13,7 @@ from edgezo_runtime.first_order.groups import layer_groups
 from edgezo_runtime.methods.base import Estimate
 from edgezo_runtime.methods.first_order import FirstOrder
 from edgezo_runtime.methods.options import Choice, Number, Whole
+from edgezo_runtime.noise import Purpose, shuffled
 
 
 class Hift(FirstOrder):
@@ -43,8 +44,8 @@ class Hift(FirstOrder):
         if self.order == "top-down":
             self.groups.reverse()
         if self.order == "random":
-            generator = np.random.Generator(np.random.Philox(seed))
-            self.groups = [self.groups[i] for i in generator.permutation(len(self.groups))]
+            order = shuffled(seed, Purpose.LAYERS, len(self.groups)).tolist()
+            self.groups = [self.groups[place] for place in order]
         self._rate = np.zeros(1, np.float32)  # of the present cycle
 
     @property

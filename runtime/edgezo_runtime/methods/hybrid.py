@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Hybrid(Mixed):
         super().__init__(arena, seed, **settings)
         parameters = arena.parameters
         layers, _ = layers_of(parameters)
-        start = min(layers[-math.ceil(self.upper * len(layers))])
+        start = min(layers[-math.ceil(Fraction(str(self.upper)) * len(layers))])
         if start == 0:
             raise InputError(
                 "hybrid finds no weight below its upper layers among those that are tuned: tune "

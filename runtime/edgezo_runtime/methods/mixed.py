@@ -58,6 +58,7 @@ class Mixed(FirstOrder):
 
     def step(self, number: int, loss: Callable[[], float], lr: np.float32) -> Estimate:
         """Takes a step with the estimate on one batch of `loss` and the gradient on its other."""
+        self.changed = False
         given, direction = as_loss(loss), self.direction(number)
         slope, value = self._slope(given, direction)
         if not math.isfinite(slope):
@@ -74,10 +75,20 @@ class Mixed(FirstOrder):
 
     def _slope(self, loss: Callable[[], float], direction: Direction) -> tuple[float, float]:
         """Returns the projected gradient along `direction`, and the mean of both losses."""
-        self.changed = True
-        self.arena.add(Term(direction, np.float32(self.eps)))
-        higher = loss()
-        self.arena.add(Term(direction, np.float32(-2 * self.eps)))
-        lower = loss()
-        self.arena.add(Term(direction, np.float32(self.eps)))
+        self.changed = True  # until they are back; within a sweep nobody knows how
+        losses, way = [], np.float32(0)
+        for move in (self.eps, -2 * self.eps):
+            self.arena.add(Term(direction, np.float32(move)))
+            way += np.float32(move)
+            try:
+                losses.append(loss())
+            except BaseException:
+                self._go_back(direction, way)
+                raise
+        self._go_back(direction, way)
+        higher, lower = losses
         return (higher - lower) / (2 * self.eps), (higher + lower) / 2
+
+    def _go_back(self, direction: Direction, way: np.float32) -> None:
+        self.arena.add(Term(direction, -way))
+        self.changed = False

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgezo_runtime.late import Scalar
-from edgezo_runtime.methods.base import Method, Probe, Slope
+from edgezo_runtime.methods.base import Probe, Slope
 from edgezo_runtime.methods.directions import Everywhere
-from edgezo_runtime.methods.estimators import TwoPoint
+from edgezo_runtime.methods.estimators import TwoPoint, clipped
 from edgezo_runtime.methods.options import Number, Whole
 from edgezo_runtime.methods.rules import LARGEST_SQUARE
 from edgezo_runtime.methods.walk import Walk
@@ -19,7 +19,7 @@ from edgezo_runtime.power import power
 from edgezo_runtime.sweep import State
 
 
-class _Recomputed(Method):
+class _Recomputed(TwoPoint):
     """A rule over the last steps' estimates, whose directions are drawn again.
 
     Settings:
@@ -30,18 +30,20 @@ class _Recomputed(Method):
 
     @property
     def memory(self) -> int:
-        return max(super().memory, self.window - 1)
+        return super().memory + self.window - 1
 
     def earlier(self, number: int) -> list[tuple[int, AnyDirection, float]]:
         """Returns age, direction and slope of each earlier estimate that was not skipped."""
+        past = self.past
         return [
-            (number - past, self.direction(past), float(record.scalars[0]))
-            for past, record in self.past
-            if number - past < self.window and not record.skipped
+            (number - step, self.direction(step), float(clipped(slope, self.usual(past[:place]))))
+            for place, (step, record) in enumerate(past)
+            if number - step < self.window and not record.skipped
+            for slope in map(float, record.scalars)
         ]
 
 
-class MezoMomentum(Everywhere, TwoPoint, _Recomputed):
+class MezoMomentum(Everywhere, _Recomputed):
     r"""Momentum recomputed from the last h steps' seeds and slopes.
 
     .. math::
@@ -77,7 +79,7 @@ class MezoMomentum(Everywhere, TwoPoint, _Recomputed):
         return (1 - self.beta) / ((1 - power(self.beta, self.window)) * probe.curvature)
 
 
-class MezoAdam(Everywhere, TwoPoint, _Recomputed):
+class MezoAdam(Everywhere, _Recomputed):
     r"""Adam whose moments are recomputed from the last h steps' seeds and slopes.
 
     .. math::
