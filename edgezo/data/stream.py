@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from edgezo.objectives import LOSS, MAX_TOKENS, Score, batch_maker
 from edgezo.tasks import BaseTask, load_prompt, make_task, read_data, task_of
 from edgezo.tasks.of_model import Data
 from edgezo_runtime.batch import BaseBatch
+from edgezo_runtime.errors import InputError
 from edgezo_runtime.model import Model
 from edgezo_runtime.text import Tokenizer
 
@@ -107,6 +109,9 @@ def _stream(
     objective: str | Score,
     max_tokens: int,
 ) -> Iterator[BaseBatch]:
+    for name, value in (("batch_size", batch_size), ("epochs", epochs)):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise InputError(f"{name} is {value!r}; use a whole number of 1 or more")
     examples = task.encode_rows(rows)
     plan = BatchPlan([example.length for example in examples], batch_size, seed)
     steps = itertools.count(1) if epochs is None else range(1, epochs * plan.steps_per_epoch + 1)

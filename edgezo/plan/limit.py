@@ -13,6 +13,7 @@ from edgezo_runtime.errors import InputError
 
 #: The share of a limit that a rehearsal may reach: runs of the same settings differ by less.
 SAFE = 0.95
+_APART = 1.02  # of two rehearsals of the same run: what is advised shall do
 _OTHERS = "`edgezo plan` lists what fits"
 
 
@@ -33,12 +34,11 @@ def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSe
     found = _rehearse(settings, limit, tell)
     peak = found.peak.run
     if peak > most and settings.rows > 1 and settings.objective in MEANS:
-        tell(f"rehearsing {settings.method}, one row at a time")
+        tell(f"measuring one row of {settings.method}")
         with Stage(settings) as stage:
             stage.open([settings.method])
             least = stage.least(settings.method)
-        rows, _ = found.rows_within(found.needs, least, most)
-        peak = least.run
+        rows = max(found.rows_within(found.needs, least, most)[0], 1)
         while rows:
             settings = dataclasses.replace(settings, micro_batch=rows)
             peak = _rehearse(settings, limit, tell).peak.run
@@ -49,7 +49,7 @@ def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSe
         needed = min(peak, found.peak.run)  # parts have gradients to add up
         raise InputError(
             f"{settings.method} needs {told_bytes(needed)}, however few rows go through the model "
-            f"at once: give --memory {told_bytes(needed / SAFE)} or more; {_OTHERS}"
+            f"at once: give --memory {told_bytes(_APART * needed / SAFE)} or more; {_OTHERS}"
         )
     tell(f"predicted peak memory: {told_bytes(peak)} of {told_bytes(limit)}")
     return settings
@@ -57,7 +57,8 @@ def fit(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> RunSe
 
 def _rehearse(settings: RunSettings, limit: int, tell: Callable[[str], None]) -> Rehearsed:
     """Rehearses a run that is not sure to exceed the limit."""
-    tell(f"rehearsing {settings.method}, {settings.rows} rows at a time")
+    rows = "1 row" if settings.rows == 1 else f"{settings.rows} rows"
+    tell(f"rehearsing {settings.method}, {rows} at a time")
     with Stage(settings) as stage:
         opened = stage.open([settings.method])
         check_weights(opened.weights, limit)

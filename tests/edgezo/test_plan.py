@@ -275,7 +275,7 @@ def test_a_named_method_is_cut_until_it_fits(
         (400, {"method": "mezo"}, "below the weights themselves, which take 500 MB"),
         (400, {}, "below the weights themselves, which take 500 MB"),
         (850, {"method": "adamw"}, "adamw holds 400 MB of state besides 500 MB of weights"),
-        (1000, {"method": "adamw"}, "adamw needs 1,032 MB, however .* give --memory 1,086 MB"),
+        (1000, {"method": "adamw"}, "adamw needs 1,032 MB, however .* give --memory 1,108 MB"),
         (620, {"method": "mezo", "objective": "accuracy"}, "mezo needs 600 MB"),
         (2000, {"method": "qzo"}, "no scales"),
     ],
@@ -287,13 +287,13 @@ def test_what_cannot_fit_is_refused(
         choose(megabytes, **given)
 
 
-def test_what_is_told_to_be_enough_is_the_least(
+def test_what_is_told_to_be_enough_is_hardly_more_than_the_least(
     fake: type[FakeStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients of parts are added up, which may take more than the whole batch does."""
     even = FakeStage.peak
     monkeypatch.setattr(FakeStage, "peak", lambda *a: even(*a) + 200 * MB * (a[2] == 1))
-    with pytest.raises(InputError, match=r"needs 700 MB, however .* give --memory 737 MB"):
+    with pytest.raises(InputError, match=r"needs 700 MB, however .* give --memory 752 MB"):
         choose(690, method="hift-adamw")
 
 

@@ -156,6 +156,10 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
         "s = Pow(w, two) m = ReduceMean(s, one) r = Sqrt(m) d = Div(w, r) y = Add(d, s)",
         lambda w: w / (w**2).mean(1, keepdim=True).sqrt() + w**2,
     ),
+    "mean of squares with an axis more": (
+        "v = Gather(w, zero) s = Pow(v, squared) y = ReduceMean(s, one)",
+        lambda w: (w[:1] ** 2).mean(1, keepdim=True),
+    ),
     "rows": ("y = Gather(w, twice)", lambda w: w[[1, 0, 1]]),
     "columns": ("y = Gather<axis=1>(w, table)", lambda w: w[:, [[3, 3], [0, 1]]]),
     "joined": ("n = Neg(w) y = Concat<axis=1>(n, w, w)", lambda w: torch.cat([-w, w, w], 1)),
@@ -195,7 +199,7 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     ),
 }
 _CONSTANTS = """
-    float two = {2.0}, float minus = {-1.0}, int64[1] four_ = {4},
+    float two = {2.0}, float[1, 1] squared = {2.0}, float minus = {-1.0}, int64[1] four_ = {4},
     float three = {3.0}, float half = {0.5}, int64[1] one = {1}, int64 zero = {0},
     int64[1] zero_ = {0}, int64[1] three_ = {3}, int64[1] minus_ = {-1}, int64[1] two_ = {2},
     int64[3] twice = {1, 0, -1}, int64[2,2] table = {3, 3, 0, 1}, int64[2] six = {2, 6},

@@ -65,6 +65,11 @@ _IMAGE_RULES: Mapping[str, tuple[str, tuple[int, ...], Callable[..., torch.Tenso
         (1, 1, 1, 6),
         lambda x, w, b, s: torch.nn.functional.max_pool2d(x * w, (3, 2), 2, (1, 0)),
     ),
+    "max pool, counted by columns": (
+        "m = Mul(x, w) y = MaxPool<kernel_shape=[3, 2], storage_order=1>(m)",
+        (1, 1, 1, 6),
+        lambda x, w, b, s: torch.nn.functional.max_pool2d(x * w, (3, 2), 1),
+    ),
     "pools": (
         "m = Mul(x, w) a = GlobalMaxPool(m) c = GlobalAveragePool(m) y = Add(a, c)",
         (1, 1, 1, 6),

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgezo_export.gradients import elementwise
-from edgezo_export.gradients.writer import first, no_gradient
+from edgezo_export.gradients.writer import first, no_gradient, rank
 from edgezo_export.tangents.tape import Tape
 
 
@@ -57,7 +57,11 @@ def _pow(tape: Tape, node: ir.Node) -> None:
     tangent = tape.of(base)
     if tangent is None:
         raise no_gradient(node, ", whose exponent is no constant")
-    tape.give(node.outputs[0], elementwise.pow_slope(tape, node, tangent, base, exponent))
+    output = node.outputs[0]
+    slope = elementwise.pow_slope(tape, node, tangent, base, exponent)
+    if rank(base) != rank(output):  # the exponent has more axes
+        slope = tape.op("Expand", slope, tape.shape_of(output))
+    tape.give(output, slope)
 
 
 def _where(tape: Tape, node: ir.Node) -> None:
