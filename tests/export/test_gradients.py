@@ -157,7 +157,7 @@ _RULES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
         lambda w: w / (w**2).mean(1, keepdim=True).sqrt() + w**2,
     ),
     "mean of squares with an axis more": (
-        "v = Gather(w, zero) s = Pow(v, squared) y = ReduceMean(s, one)",
+        "g = Gather(w, zero) s = Pow(g, squared) y = ReduceMean(s, one)",
         lambda w: (w[:1] ** 2).mean(1, keepdim=True),
     ),
     "rows": ("y = Gather(w, twice)", lambda w: w[[1, 0, 1]]),
