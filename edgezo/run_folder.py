@@ -90,6 +90,22 @@ class RunFolder:
             yield
         path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Keeps others from writing the run that is here meanwhile.
+
+        Raises:
+            InputError: another writes it.
+            EdgezoError: the journal cannot be opened.
+        """
+        try:
+            file = self.journal.open("ab")
+        except OSError as error:
+            raise EdgezoError(cannot_write(self.journal, error)) from error
+        with file:
+            lock(file, self.path)
+            yield
+
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """Opens an existing run; raises InputError if there is none."""

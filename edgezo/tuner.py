@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -329,7 +328,7 @@ class Tuner:
                 raise InputError("save needs a folder: give it one, or give the Tuner run=...")
             folder = RunFolder(run)
             begun = _begins(folder, recorder)
-            with contextlib.nullcontext() if begun else folder.beginning():
+            with folder.replacing() if begun else folder.beginning():
                 folder.write_settings(_own_settings(self.model))
                 _write_beginning(folder, self.model)
                 _write_journal(folder.journal, recorder)

@@ -20,6 +20,7 @@ from edgezo.tuner import Step
 from edgezo_runtime.memory import resident_bytes
 
 _PLAIN_SECONDS = 10.0
+_STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a scheduler sends first
 _SMOOTHING = 0.95
 
 
@@ -70,7 +71,7 @@ class RunProgress(Callback):
             self._task = self._bar.add_task("tuning", total=steps, status="")
 
     def __enter__(self) -> RunProgress:
-        self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._handlers = {number: signal.signal(number, self._interrupt) for number in _STOPS}
         if self._bar:
             self._bar.start()
         return self
@@ -81,7 +82,8 @@ class RunProgress(Callback):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self._bar:
             self._bar.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import IO, BinaryIO
 from edgezo_runtime.errors import EdgezoError, InputError
 
 CHUNK_BYTES = 1 << 22
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)  # room would not help
 
 
 def sha256(path: Path) -> str:
@@ -92,4 +94,5 @@ def lock(file: IO[bytes], path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> str:
     """Returns the sentence for a failed write to `path`."""
     reason = error.strerror or str(error)
-    return f"cannot write {path}: {reason}; free space there or use another folder"
+    advice = "" if error.errno in _FORBIDDEN else "free space there or "
+    return f"cannot write {path}: {reason}; {advice}use another folder"

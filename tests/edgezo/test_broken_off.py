@@ -17,7 +17,7 @@ from gradient_batches import OBJECTIVES, batch_of
 from edgezo import Tuner
 from edgezo.run_folder import METRICS, RunFolder
 from edgezo_runtime.batch import Batch, TokenLoss
-from edgezo_runtime.errors import EdgezoError
+from edgezo_runtime.errors import EdgezoError, InputError
 from edgezo_runtime.journal import read
 from edgezo_runtime.model import Model, load
 
@@ -75,6 +75,21 @@ def test_what_was_saved_is_gone_on_with(derived_bundle: Path, tmp_path: Path, ke
     whole = load(derived_bundle, threads=1)
     take(Tuner(whole, **given), 12)
     assert apart(weights_of(again), weights_of(whole)) == 0
+
+
+def test_a_run_that_another_goes_on_with_is_not_replaced(
+    derived_bundle: Path, tmp_path: Path
+) -> None:
+    tuner = Tuner(load(derived_bundle, threads=1), method="mezo", lr=1e-3)
+    take(tuner, 2)
+    tuner.save(tmp_path / "run")
+    other = Tuner.resume(load(derived_bundle, threads=1), tmp_path / "run")
+    take(tuner, 1)
+    with pytest.raises(InputError, match="another process is writing"):
+        tuner.save(tmp_path / "run")
+    take(other, 3)
+    other.close()
+    assert len(read(tmp_path / "run" / "journal.ezj").records) == 5
 
 
 @pytest.mark.parametrize("method", ["addax", "hybrid"])

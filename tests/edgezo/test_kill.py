@@ -186,7 +186,8 @@ def test_ctrl_c_stops_after_the_step(
 ) -> None:
     out = tmp_path / "run"
     words = train_words(tiny_bundle, data, out, "--json")
-    for begin in (words, ("resume", out, "--json")):
+    stops = ((words, signal.SIGINT), (("resume", out, "--json"), signal.SIGTERM))
+    for begin, stop in stops:
         done = len(read(out / "journal.ezj").records) if out.exists() else 0
         process = subprocess.Popen(
             quick_line(*begin),
@@ -196,7 +197,7 @@ def test_ctrl_c_stops_after_the_step(
             env=ENVIRONMENT,
         )
         wait_for_steps(out, done + 20)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         told, errors = process.communicate(timeout=120)
         assert process.returncode == 130, errors
         assert "stopping after this step" in errors and "Traceback" not in errors
