@@ -238,7 +238,7 @@ def compare(
             row |= {"memory_ratio": ratios[settings], "commit": code}
             done[run.key] = keep(out, row | {"device": cpu if device == "cpu" else device})
             if result and not keep_weights:
-                result.run.weights.unlink()
+                result.run.drop_weights()
         yield done[run.key]
 
 

@@ -121,6 +121,11 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         snapshot.tidy(self.path)
 
+    def drop_weights(self) -> None:
+        """Removes what holds the tuned weights; `edgezo resume` makes them again."""
+        self.weights.unlink()
+        shutil.rmtree(self.path / snapshot.FOLDER, ignore_errors=True)
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Writes the resolved settings."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

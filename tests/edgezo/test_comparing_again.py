@@ -86,6 +86,19 @@ def test_a_row_counts_the_rows_that_it_was_trained_on(
     assert found["mezo"] == 6
 
 
+def test_a_judged_run_keeps_no_weights(derived_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    task = {"data": str(rows), "eval_data": str(rows)}
+    settings = {"steps": 2, "batch_size": 4, "threads": 1}
+    for keep in (True, False):
+        out = tmp_path / f"out-{keep}"
+        runs = plan(str(derived_bundle), {"mine": task}, {"adamw": {}}, [0], settings, out)
+        assert len(list(compare(runs, out, unseen, keep_weights=keep))) == 2
+        files = {path.name for path in (out / "mine" / "adamw" / "seed-0").iterdir()}
+        assert {"journal.ezj", "metrics.jsonl"} <= files
+        assert ({"model.safetensors", "snapshots"} <= files) is keep
+        assert ({"model.safetensors", "snapshots"} & files == set()) is not keep
+
+
 def test_data_of_a_search_that_changed_since(tiny_bundle: Path, rows: Path, tmp_path: Path) -> None:
     words = ["search", tiny_bundle, "--data", rows, "--eval-data", rows, "--method", "mezo"]
     words += ["--lr", "1e-6", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out"]
