@@ -197,8 +197,8 @@ def compare(
         out: the comparison's folder.
         watch: makes what watches a run.
         add: puts a run's adapter into the bundle, where it has none.
-        keep_weights: leave the tuned weights in each run's folder; they can be rebuilt from the
-            journal by `edgezo resume`.
+        keep_weights: leave the tuned weights and snapshots in each run's folder; `edgezo resume`
+            makes the weights again, from the journal or by training.
         memory: measures a run's memory over that of inference, once for all seeds.
 
     Raises:
@@ -226,11 +226,8 @@ def compare(
                     result = advance(run.settings, callback, add)
                 if not result.finished:
                     return
-                row = _row(run, result, out)
-                if run.tested:
-                    # Of the rows that it was trained on, not of those that it is judged by.
-                    counted = {"examples": row["examples"]}
-                    row |= _test(result.run, run.tested, add).to_json() | counted
+                judged = _test(result.run, run.tested, add) if run.tested else result.metrics
+                row = _row(run, result, judged, out)
             settings = (run.task, run.settings_id)
             if ratios.get(settings) is None:
                 ratios[settings] = memory(run)
@@ -334,10 +331,11 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in PLACES}
 
 
-def _row(run: Run, result: Result, out: Path) -> dict[str, Any]:
+def _row(run: Run, result: Result, judged: Metrics | None, out: Path) -> dict[str, Any]:
+    """Returns the row of a finished run; `examples` are those that it was trained on."""
     lines = [line for line in result.run.read_metrics() if "forwards" in line]
     found = _fields(run, family_of(run.settings.method))
-    metrics = result.metrics.to_json() if result.metrics else {}
+    metrics = judged.to_json() if judged else {}
     return (
         found
         | metrics

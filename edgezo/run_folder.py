@@ -80,12 +80,7 @@ class RunFolder:
         """
         self.create(self.path)
         path = self.path / _LOCK
-        try:
-            file = path.open("ab")
-        except OSError as error:
-            raise EdgezoError(cannot_write(path, error)) from error
-        with file:
-            lock(file, self.path)
+        with self._locked(path):
             self.check_new()  # another run may have begun just before the lock was free
             yield
         path.unlink(missing_ok=True)
@@ -98,10 +93,15 @@ class RunFolder:
             InputError: another writes it.
             EdgezoError: the journal cannot be opened.
         """
+        with self._locked(self.journal):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
         try:
-            file = self.journal.open("ab")
+            file = path.open("ab")
         except OSError as error:
-            raise EdgezoError(cannot_write(self.journal, error)) from error
+            raise EdgezoError(cannot_write(path, error)) from error
         with file:
             lock(file, self.path)
             yield

@@ -29,24 +29,26 @@ def check_unchanged(out: Path, runs: Iterable[tuple[str, RunSettings]]) -> None:
     """
     path = out / INPUTS
     noted: dict[str, str | None] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    asked: dict[str, str | None] = {}  # many read the same
+    asked: dict[tuple[str, str], str | None] = {}  # many read the same
     for name, run in runs:
-        asked["bundle"] = run.bundle
-        asked |= {f"{name} {field}".strip(): getattr(run, field) for field in _FILES}
-    found = {role: _digest(role, file) for role, file in asked.items()}
-    for role, digest in found.items():
+        asked["", "bundle"] = run.bundle
+        asked |= {(name, field): getattr(run, field) for field in _FILES}
+    found: dict[str, str | None] = {}
+    for (name, field), file in asked.items():
+        role = f"{name} {field}".strip()
+        digest = found[role] = _digest(field, file)
         if noted.get(role, digest) != digest:
             raise InputError(
-                f"{role}: {asked[role]} is not what it was when {out} began, whose results would "
-                "be of both: restore it, or choose another --out"
+                f"{role}: {file} is not what it was when {out} began, whose results would be of "
+                "both: restore it, or choose another --out"
             )
     if found.keys() - noted.keys():
         make_folder(out)
         write_text(path, json.dumps(noted | found, indent=1, sort_keys=True) + "\n")
 
 
-def _digest(role: str, file: str | None) -> str | None:
+def _digest(field: str, file: str | None) -> str | None:
     """Returns what tells a file's content from another's; of a catalogued prompt its name."""
-    if file is None or (role.endswith("prompt") and is_name(file)):
+    if file is None or (field == "prompt" and is_name(file)):
         return file
-    return open_bundle(file).digest if role == "bundle" else sha256(Path(file))
+    return open_bundle(file).digest if field == "bundle" else sha256(Path(file))

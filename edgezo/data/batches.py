@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from edgezo_runtime.batch import BaseBatch
 from edgezo_runtime.errors import InputError
-from edgezo_runtime.noise import Purpose, random_words
+from edgezo_runtime.noise import Purpose, order, random_words
 
 if TYPE_CHECKING:
     from edgezo.tasks.base import BaseExample, BaseTask
@@ -64,7 +64,7 @@ class BatchPlan:
     def _batches(self, epoch: int) -> np.ndarray:  # (steps_per_epoch, batch_size)
         size = self.batch_size
         words = random_words(self.seed, Purpose.BATCH_ORDER, epoch, len(self._lengths))
-        shuffled = np.argsort(_join(words[0], words[1]), kind="stable")
+        shuffled = order(words[0], words[1])
         rows = shuffled.copy()
         width = min(WINDOW, max(self.steps_per_epoch // 4, 1)) * size
         for start in range(0, len(rows), width):
@@ -76,8 +76,8 @@ class BatchPlan:
             fill = shuffled[~np.isin(shuffled, rest)][:missing]
             rows = np.concatenate([rows, fill])
         count = self.steps_per_epoch
-        order = np.argsort(_join(words[2][:count], words[3][:count]), kind="stable")
-        return rows.reshape(count, size)[order].astype(np.int64)
+        turns = order(words[2][:count], words[3][:count])
+        return rows.reshape(count, size)[turns].astype(np.int64)
 
 
 def eval_batches(
@@ -110,7 +110,3 @@ def eval_indices(examples: Sequence[BaseExample], batch_size: int) -> Iterator[n
             end += 1
         yield order[start:end]
         start = end
-
-
-def _join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    return high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)

@@ -251,6 +251,11 @@ def stream(seed: int, purpose: Purpose, step: int, size: int) -> np.ndarray:
 def shuffled(seed: int, purpose: Purpose, count: int) -> np.ndarray:
     """Returns the numbers below `count` in an order drawn for `purpose`, int64."""
     high, low, *_ = random_words(seed, purpose, 0, count)
+    return order(high, low)
+
+
+def order(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Returns the places of numbers of two 32-bit words each, the least number's first, int64."""
     return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
 
 
